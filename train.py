@@ -13,7 +13,11 @@ examples:
 
 import os
 
+from lm import host
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before jax: XLA's notes are not the user's
+if __name__ == "__main__":
+  host.take_large_pages()
 
 import concurrent.futures
 import json
@@ -69,10 +73,12 @@ def main(argv: list[str]) -> int:
   workdirs = [pathlib.Path(workdir) for *_, workdir in asked]
   keep_compiled(cfgs[0].data.cache_dir)
   processes.start(options.coordinator, options.processes, options.process)
-  processes.check_stack(len(cfgs))
+  if len(cfgs) > 1:
+    processes.start_stack(len(cfgs))
   vocab_size, corpora = known_vocab_size(cfgs[0].data), None
   if vocab_size is None or not (options.print_config or options.plan):
-    corpora = [open_corpus(cfg.data) for cfg in cfgs]
+    opened = {data: open_corpus(data) for data in dict.fromkeys(cfg.data for cfg in cfgs)}
+    corpora = [opened[cfg.data] for cfg in cfgs]
     vocab_size = corpora[0].vocab_size
   devices = topology.devices(options.topology) if options.topology else jax.devices()
   if options.fit:
@@ -200,8 +206,9 @@ def train(
             is_best = at_eval and run.judge(step, evals[index])
             if at_eval and sampler:
               run.sample(step, sampler(eval_params(mine), step))
-            if at_save or is_best or run.stopped_early:
-              run.save(mine, step, is_best)
+            due = at_save or run.stopped_early
+            if due or (is_best and run.cfg.checkpoint.best):
+              run.save(mine, step, due)
             if run.stopped_early:
               run.end("done")
       if evals:

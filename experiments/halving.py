@@ -22,6 +22,7 @@ import numpy as np
 
 from experiments.launch import checkpoint_steps
 from experiments.sweep import Member, Run, resolve_run
+from lm.checkpoint import best_step
 from lm.checks import BUDGETS
 from lm.config import Config, ConfigError, flatten
 from lm.log import read_jsonl, write_json
@@ -203,21 +204,19 @@ def go_on(source: pathlib.Path, member: Member, shared: int) -> None:
   if not steps or has_begun(workdir):
     return
   at, every = max(steps), member.cfg.eval.every_steps
+  records = {name: _as_of(source / f"{name}.jsonl", at, every, member.cfg) for name in RECORDS}
   for name in RECORDS:
-    lines = [json.dumps(r) + "\n" for r in _as_of(source / f"{name}.jsonl", at, every, member.cfg)]
+    lines = [json.dumps(record) + "\n" for record in records[name]]
     (workdir / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
   write_json(workdir / "config.json", dataclasses.asdict(member.cfg))
   write_json(workdir / "trunk.json", {"run": source.name, "step": at})
-  folder = workdir / "checkpoints"
-  shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was killed
-  copies = [(source / "checkpoints" / str(at), folder / str(at))]
-  for best in checkpoint_steps(source, "checkpoints/best"):
-    if best <= at and best % every == 0:
-      copies.append((source / "checkpoints/best" / str(best), folder / "best" / str(best)))
-  for there, here in reversed(copies):  # what says that the run has begun comes last
-    shutil.copytree(there, workdir / ".copying", dirs_exist_ok=True)
-    here.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(workdir / ".copying", here)
+  best = best_step(records["metrics"], member.cfg.eval.stop_metric, steps)
+  copies = workdir / ".copies"
+  shutil.rmtree(copies, ignore_errors=True)  # of an attempt that was killed
+  for step in {at, best} - {None} if member.cfg.checkpoint.best else {at}:
+    shutil.copytree(source / "checkpoints" / str(step), copies / str(step))
+  shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
+  os.replace(copies, workdir / "checkpoints")  # what says that the run has begun comes last
 
 
 def has_begun(workdir: pathlib.Path) -> bool:

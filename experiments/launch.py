@@ -23,6 +23,7 @@ from typing import NamedTuple
 from experiments.rows import read_row
 from experiments.sweep import REPO, Member, config_path, devices_needed
 from lm.config import ConfigError
+from lm.host import with_large_pages
 from lm.log import write_json
 from lm.resolve import TRACED, identity_fields
 from lm.rundir import check_same_run
@@ -164,9 +165,9 @@ def program_of(member: Member) -> str:
   return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def checkpoint_steps(workdir: pathlib.Path, where: str = "checkpoints") -> set[int]:
-  """Steps of the complete checkpoints in a folder of a run directory."""
-  folder = workdir / where
+def checkpoint_steps(workdir: pathlib.Path) -> set[int]:
+  """Steps of the complete checkpoints of a run directory."""
+  folder = workdir / "checkpoints"
   return {int(p.name) for p in folder.iterdir() if p.name.isdigit()} if folder.is_dir() else set()
 
 
@@ -227,7 +228,7 @@ def start_process(job: Job, slot: Slot, locks: Sequence[int] = ()) -> subprocess
       stdin=subprocess.DEVNULL,
       stdout=log,
       stderr=subprocess.STDOUT,
-      env={**os.environ, "PYTHONUNBUFFERED": "1", **slot.env},
+      env={**with_large_pages(os.environ), "PYTHONUNBUFFERED": "1", **slot.env},
       pass_fds=locks,
       start_new_session=True,  # a terminal's Ctrl-C reaches it through us, once
     )

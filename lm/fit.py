@@ -21,6 +21,7 @@ from lm.sharding import make_mesh
 COMPILED = 6  # layouts compiled, unless none of them fits
 AT_MOST = 10
 SLACK = 1.25  # the arithmetic of memory may be this much too high where nothing is compiled yet
+ROOM = 0.92  # part of the memory planned for; nearer to the limit XLA looks for minutes for what to recompute
 # Policies tried, with the part of the forward products that each repeats. `offload` is not among them: the
 # roofline knows nothing of the way to the host.
 AGAIN = {"none": 0.0, "dots": 0.0, "names": 0.7, "full": 1.0}
@@ -63,7 +64,7 @@ def search(
       break
     size = lambda one: one.bytes * larger.get(one.cfg.model.remat, 1 / SLACK)
     time = lambda one: one.seconds * slower.get(one.cfg.mesh, 1.0)
-    room = [one for one in queue if size(one) <= chip.hbm]
+    room = [one for one in queue if size(one) <= ROOM * chip.hbm]
     layout = min(room, key=time) if room else min(queue, key=size)
     queue.remove(layout)
     try:

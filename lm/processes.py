@@ -14,6 +14,7 @@ from lm.config import ConfigError
 # value of each that means more than one.
 LAUNCHERS = {"SLURM_STEP_NUM_TASKS": 2, "OMPI_COMM_WORLD_SIZE": 2}
 CPU_THREADS = 64
+DEVICE_COUNT = r"host_platform_device_count="
 
 
 def start(
@@ -32,7 +33,7 @@ def start(
   Raises:
     ConfigError: a coordinator without the two numbers, or a number out of range.
   """
-  if re.search(r"host_platform_device_count=(?!1\b)", os.environ.get("XLA_FLAGS", "")):
+  if re.search(DEVICE_COUNT + r"(?!1\b)", os.environ.get("XLA_FLAGS", "")):
     # Each CPU device may hold several threads that wait in collectives: too few of them deadlock.
     os.environ.setdefault("NPROC", str(CPU_THREADS))
   if coordinator is None and "JAX_COORDINATOR_ADDRESS" in os.environ:
@@ -46,9 +47,23 @@ def start(
     jax.distributed.initialize()
 
 
-def check_stack(n_runs: int) -> None:
-  """ConfigError where stacked runs meet several processes."""
-  if n_runs > 1 and jax.process_count() > 1:
+def start_stack(n_runs: int) -> None:
+  """Makes room for stacked runs; call it after `start`.
+
+  On CPUs: as many devices as the runs divide into, one a core at most, so that they take turns on each. Two
+  runs of the 0.1m size side by side take 32 ms a step each on 2 cores, one after the other 39. No more
+  threads are needed, as stacked runs exchange nothing. Devices that XLA_FLAGS ask for stay.
+
+  Raises:
+    ConfigError: there are several processes.
+  """
+  if not re.search(DEVICE_COUNT, os.environ.get("XLA_FLAGS", "")):
+    cores = (
+      len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    count = max(n for n in range(1, cores + 1) if n_runs % n == 0)
+    jax.config.update("jax_num_cpu_devices", count)
+  if jax.process_count() > 1:
     raise ConfigError(
       f"stack={n_runs} runs: stacked runs live in one process, here are {jax.process_count()}; "
       "start one process a stack"

@@ -55,7 +55,6 @@ class Run:
   def begin(self, start: int) -> None:
     """Opens the record at step `start`; what was logged after it is forgotten."""
     self.last_saved = start
-    self.checkpoints.drop_best_after(start)
     if processes.is_leader():
       if self.cfg.log.wandb != "disabled":
         wandb_id = self._about["wandb_id"]
@@ -106,14 +105,17 @@ class Run:
     if self._recorder:
       self._recorder.sample(step, self.cfg.sample.prompt, text)
 
-  def save(self, state: Any, step: int, is_best: bool) -> None:
-    """Checkpoints the state, after everything logged up to it is on disk."""
+  def save(self, state: Any, step: int, due: bool) -> None:
+    """Checkpoints the state, after everything logged up to it is on disk.
+
+    Args:
+      due: it would be saved even if it were not the best.
+    """
     if self._recorder:
       self._recorder.sync()
-    self.checkpoints.save(state, step)
+    best = self.best_step if self.cfg.checkpoint.best else None
+    self.checkpoints.save(state, step, best, extra=not due)
     self.last_saved = step
-    if is_best:
-      self.checkpoints.save_best(state, step)
 
   def end(self, status: str, reason: str | None = None, tokens_per_sec: float | None = None):
     """The run is over: done, interrupted or failed. Only the first call counts."""

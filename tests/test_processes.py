@@ -132,3 +132,29 @@ def test_the_environment_can_name_the_coordinator(monkeypatch):
   monkeypatch.setenv("JAX_NUM_PROCESSES", "four")
   with pytest.raises(ConfigError, match="JAX_NUM_PROCESSES=four: must be a number"):
     processes.start()
+
+
+STACK = """
+import os, sys, jax
+from lm import processes
+os.sched_getaffinity = lambda pid: set(range(int(sys.argv[2])))
+processes.start_stack(int(sys.argv[1]))
+print(jax.device_count())
+"""
+
+
+@pytest.mark.parametrize(("n_runs", "cores", "xla_flags", "devices"), [
+  (6, 4, "", 3), (16, 2, "", 2), (3, 2, "", 1),
+  (16, 2, "--xla_force_host_platform_device_count=4", 4),
+])  # fmt: skip
+def test_stacked_runs_have_a_device_a_core_that_divides_them(n_runs, cores, xla_flags, devices):
+  command = [sys.executable, "-c", STACK, str(n_runs), str(cores)]
+  env = os.environ | {"XLA_FLAGS": xla_flags}
+  done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+  assert int(done.stdout) == devices
+
+
+def test_stacked_runs_live_in_one_process(monkeypatch):
+  monkeypatch.setattr("jax.process_count", lambda: 2)
+  with pytest.raises(ConfigError, match="stack=4 runs: stacked runs live in one process"):
+    processes.start_stack(4)

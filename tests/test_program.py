@@ -72,3 +72,14 @@ def test_a_ring_passes_keys_and_gathers_nothing():
   assert sent and all(one.bytes == piece for one in sent)
   # Forward keys and values go round; backward they go again, with their gradients.
   assert sum(one.times for one in sent) == (2 + 4) * 8 * DEPTH
+
+
+def test_stacked_runs_exchange_nothing():
+  cfg = config()
+  programs = make_programs(cfg, make_mesh(cfg.mesh, 4, jax.devices()[:2]), stacked=True)
+  as_shape = lambda x, s: jax.ShapeDtypeStruct((4, *x.shape), x.dtype, sharding=s)
+  state = jax.tree.map(as_shape, programs.run_shape, programs.state_sharding)
+  rows = jax.tree.map(lambda x: as_shape(x, programs.batch_sharding), batch(0, cfg))
+  hparams = jax.tree.map(lambda x: as_shape(x, programs.scalar_sharding), make_hparams(cfg))
+  program = hlo.parse(programs.train.lower(state, rows, hparams).compile().as_text())
+  assert not collectives(program, 2)

@@ -1,0 +1,44 @@
+"""Memory in large pages, asked for before jax starts.
+
+XLA takes the buffers of a step from malloc and gives them back at its end. On a CPU every 4 kB of them are
+then a page fault a step: 20,000 faults for the 0.1m size, a third of its processor time. In pages of 2 MB its
+step takes 42 ms instead of 62 (2 cores).
+"""
+
+import os
+import pathlib
+import sys
+from collections.abc import Mapping
+
+TUNABLE = "glibc.malloc.hugetlb"  # 1: madvise(MADV_HUGEPAGE), GNU C library 2.35 and later
+SWITCH = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+def with_large_pages(environ: Mapping[str, str]) -> dict[str, str]:
+  """The variables with which a process starts on large pages; unchanged where they decide that already.
+
+  Args:
+    environ: variables; GLIBC_TUNABLES of its user go first.
+  """
+  tunables = environ.get("GLIBC_TUNABLES", "")
+  if TUNABLE in tunables or not _on_request():
+    return dict(environ)
+  return {**environ, "GLIBC_TUNABLES": ":".join(filter(None, (tunables, f"{TUNABLE}=1")))}
+
+
+def take_large_pages() -> None:
+  """Starts this program over in the same process, unless it has large pages or cannot have them.
+
+  The C library reads its settings only when a program starts. Call it first of all.
+  """
+  environ = with_large_pages(os.environ)
+  if environ != dict(os.environ):
+    os.execve(sys.executable, sys.orig_argv, environ)
+
+
+def _on_request() -> bool:
+  """Whether the kernel gives large pages to those who ask, and to no one else."""
+  try:
+    return "[madvise]" in SWITCH.read_text()
+  except OSError:
+    return False

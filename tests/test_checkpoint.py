@@ -1,0 +1,78 @@
+"""Which checkpoints stay: the latest ones that were due, and the best."""
+
+import dataclasses
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lm.checkpoint import Checkpointer, best_step, load_params
+from lm.config import CheckpointConfig
+from lm.flags import load_config
+from lm.resolve import resolve
+
+METRIC = "eval/val/loss"
+# What is saved at each step: whether it was due, and which step was the best by then.
+SAVES = {10: (False, 10), 20: (True, 10), 30: (False, 30), 40: (True, 30), 60: (True, 30)}
+
+
+def saved(workdir, keep, best=True, saves=SAVES):
+  checkpoints = Checkpointer(workdir, CheckpointConfig(every_steps=20, keep=keep, best=best))
+  for step, (due, best_so_far) in saves.items():
+    state = {"params": {"w": jnp.full(3, float(step))}, "ema": None}
+    checkpoints.save(state, step, best_so_far if best else None, extra=not due)
+  checkpoints.wait()
+  steps = checkpoints.steps()
+  checkpoints.close()
+  return steps
+
+
+def record_run(workdir, losses, best=True):
+  cfg = resolve(load_config("configs/smoke.py"), vocab_size=256, n_devices=1)
+  cfg = dataclasses.replace(cfg, checkpoint=dataclasses.replace(cfg.checkpoint, best=best))
+  (workdir / "config.json").write_text(json.dumps(dataclasses.asdict(cfg)))
+  lines = [json.dumps({"step": step, METRIC: loss}) for step, loss in losses.items()]
+  (workdir / "metrics.jsonl").write_text("\n".join([json.dumps({"step": 5}), *lines]) + "\n")
+
+
+@pytest.mark.parametrize("keep, steps", [(1, [30, 60]), (2, [30, 40, 60]), (3, [20, 30, 40, 60])])
+def test_the_best_stays_beside_the_latest_that_were_due(tmp_path, keep, steps):
+  assert saved(tmp_path, keep) == steps
+
+
+def test_a_best_one_takes_no_place_of_those_due_when_it_is_the_newest(tmp_path):
+  assert saved(tmp_path, 1, saves={20: (True, 20), 30: (False, 30)}) == [20, 30]
+
+
+def test_without_best_the_latest_alone_stay(tmp_path):
+  due = {step: at for step, at in SAVES.items() if at[0]}
+  assert saved(tmp_path, 2, best=False, saves=due) == [40, 60]
+
+
+def test_a_step_is_saved_once(tmp_path):
+  assert saved(tmp_path, 2) == saved(tmp_path, 2) == [30, 40, 60]
+
+
+@pytest.mark.parametrize(
+  "which, best, step", [("best", True, 30), ("latest", True, 60), ("best", False, 60), ("60", True, 60)]
+)  # fmt: skip
+def test_the_record_says_which_one_is_the_best(tmp_path, which, best, step):
+  saved(tmp_path, keep=2)
+  record_run(tmp_path, {20: 3.0, 30: 1.0, 50: 0.5, 60: 2.0}, best)
+  params, at = load_params(tmp_path, which)
+  assert at == step
+  np.testing.assert_array_equal(params["w"], np.full(3, float(step)))
+
+
+def test_without_evaluations_the_latest_is_loaded(tmp_path):
+  saved(tmp_path, keep=1)
+  record_run(tmp_path, {})
+  assert load_params(tmp_path, "best")[1] == 60
+
+
+def test_the_earliest_of_equal_steps_is_the_best():
+  records = [{"step": 1, METRIC: 2.0}, {"step": 2, METRIC: 1.0}, {"step": 3, METRIC: 1.0}]
+  assert best_step(records, METRIC, [1, 2, 3]) == 2
+  assert best_step(records, METRIC, [3, 1]) == 3
+  assert best_step(records, "eval/other/loss", [1, 2, 3]) is None
