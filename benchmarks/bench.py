@@ -14,8 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
+from lm.host import with_large_pages
+
 ROOT = pathlib.Path(__file__).parent.parent
-PEERS = ("torch", "transformers")
+PEERS = ("torch", "transformers")  # whose versions a row names where they took part
 
 
 def make_parser(doc: str, peers: Sequence[str] = ()) -> argparse.ArgumentParser:
@@ -29,27 +31,46 @@ def make_parser(doc: str, peers: Sequence[str] = ()) -> argparse.ArgumentParser:
   parser.add_argument("--out", default="runs/benchmarks.jsonl", help="JSON lines are appended here")
   parser.add_argument("--worker", help=argparse.SUPPRESS)  # one row, in a process of its own
   if peers:
-    parser.add_argument("--peer", choices=peers, help="do the same there, in the same run")
+    parser.add_argument(
+      "--peer",
+      type=lambda text: _known(text.split(","), peers),
+      default=[],
+      help=f"do the same there, in the same run: of {', '.join(peers)}, with commas",
+    )
   return parser
 
 
-def run_worker(worker: str, options: argparse.Namespace, **changes: object) -> dict[str, Any]:
+def _known(names: Sequence[str], known: Sequence[str]) -> Sequence[str]:
+  for name in names:
+    if name not in known:
+      raise argparse.ArgumentTypeError(f"{name} is not one of {', '.join(known)}")
+  return names
+
+
+def run_worker(
+  worker: str, options: argparse.Namespace, python: str | None = None, **changes: object
+) -> dict[str, Any]:
   """One row from a fresh process of the same script, so that one's memory and caches are not another's.
 
   Args:
     worker: what the script's --worker calls it.
     options: those of this process, passed on.
+    python: the interpreter; this process's own if None.
     changes: options of the worker that differ.
 
   Returns:
     The worker's row, or {"error": the last line it wrote}.
   """
-  command = [sys.executable, sys.argv[0], "--worker", worker]
+  command = [python or sys.executable, sys.argv[0], "--worker", worker]
   for name, value in (vars(options) | changes).items():
     for one in value if isinstance(value, list) else [value]:
-      if name not in ("worker", "out", "peer") and one is not None and one is not False:
+      if (
+        name not in ("worker", "out", "peer", "peer_python")
+        and one is not None
+        and one is not False
+      ):
         command += [f"--{name}"] if one is True else [f"--{name}", str(one)]
-  done = subprocess.run(command, capture_output=True, text=True)
+  done = subprocess.run(command, env=with_large_pages(os.environ), capture_output=True, text=True)
   if done.returncode == 0:
     return json.loads(done.stdout.strip().splitlines()[-1])
   lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
@@ -126,6 +147,14 @@ def seconds_per_call(call: Callable[[], Any], wait: Callable[[Any], Any], n: int
     wait(result)
     times.append((time.perf_counter() - start) / chunk)
   return statistics.median(times)
+
+
+def device_memory() -> dict[str, int]:
+  """{"peak_bytes"} of jax's first device, or of the process where it is the host's memory."""
+  import jax
+
+  stats = jax.local_devices()[0].memory_stats() or {}
+  return {"peak_bytes": stats.get("peak_bytes_in_use", peak_rss())}
 
 
 def peak_rss() -> int:

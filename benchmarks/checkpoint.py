@@ -40,7 +40,7 @@ def main():
         f"{'GB/s written':>14}{'blocked ratio':>15}")  # fmt: skip
   for size in options.size.split(","):
     base = None
-    for who in ["isoflop"] + [options.peer] * bool(options.peer):
+    for who in ["isoflop", *options.peer]:
       row = bench.run_worker(who, options, size=size) | {"who": who, "size": size}
       row["set"] = options.set
       if "error" in row:

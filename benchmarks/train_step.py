@@ -1,12 +1,14 @@
 """Training speed: tokens/s, MFU, compile seconds, peak memory of train.py's own step, over a table of shapes.
 
-With --peer torch, the same GPT in PyTorch (on CUDA torch.compile with flash attention, bfloat16 autocast
-and fused AdamW: what nanoGPT runs; on a CPU eager too) is timed in the same run and the ratio printed.
+With --peer, the same GPT elsewhere (benchmarks/peers.py) is timed in the same run and the ratio printed:
+torch (on CUDA torch.compile with flash attention, bfloat16 autocast and fused AdamW: what nanoGPT runs; on a
+CPU eager too), flax (a plain loop of its own layers) and levanter (in an environment of its own).
 MFU counts every matrix product, attention unmasked, against the chip's data sheet (lm/chips.py).
 
 examples:
   python benchmarks/train_step.py
-  python benchmarks/train_step.py --shape W --dtype float32,bfloat16 --peer torch
+  python benchmarks/train_step.py --shape W --dtype float32,bfloat16 --peer torch,flax
+  python benchmarks/train_step.py --shape W --peer levanter --peer_python levanter/bin/python
   python benchmarks/train_step.py --shape 1.3b --dtype bfloat16 --remat none,dots --steps 20
 """
 
@@ -18,7 +20,7 @@ import time
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import bench  # noqa: E402
+from benchmarks import bench, peers  # noqa: E402
 from lm.chips import peak_flops  # noqa: E402
 
 GPT = {"norm": "layernorm", "activation": "gelu", "positions": "learned", "bias": True,
@@ -41,15 +43,16 @@ FIELDS = ("depth", "width", "heads", "mlp_dim", "vocab_size", "seq_len")
 
 
 def main():
-  parser = bench.make_parser(__doc__, peers=["torch"])
+  parser = bench.make_parser(__doc__, peers=peers.ROWS)
   parser.add_argument("--shape", default="tiny,default,W", help=f"of {', '.join(SHAPES)}")
   parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or both with a comma")
   parser.add_argument("--remat", default="none", help="values of model.remat, with commas")
   parser.add_argument("--batch", type=int, help="sequences a step; the shape's own if not given")
+  parser.add_argument("--peer_python", default=sys.executable, help="that has levanter")
   parser.add_argument("--steps", type=int, default=10, help="timed steps; the median counts")
   options = parser.parse_args()
   if options.worker:
-    print(json.dumps(WORKERS[options.worker](options)))
+    print(json.dumps((time_isoflop if options.worker == "isoflop" else time_peer)(options)))
     return
   for shape in options.shape.split(","):
     if shape not in SHAPES:
@@ -64,16 +67,17 @@ def main():
       for remat in options.remat.split(","):
         row = run_row(options, "isoflop", shape, dtype, remat)
         base = base or row
-      if options.peer and base:
-        peers = ["torch.compile"] if base["platform"] == "gpu" else ["torch", "torch.compile"]
-        for who in peers:
-          run_row(options, who, shape, dtype, "none", base)
+      for peer in options.peer if base else ():
+        for who in peers.ROWS[peer]:
+          if not (who == "torch" and base["platform"] == "gpu"):  # nobody trains so on a GPU
+            run_row(options, who, shape, dtype, "none", base)
 
 
 def run_row(options, who, shape, dtype, remat, base=None):
   """Runs one row in a fresh process, prints it, appends its JSON line; None if it failed."""
   start = time.time()
-  row = bench.run_worker(who, options, shape=shape, dtype=dtype, remat=remat)
+  python = options.peer_python if who == "levanter" else None
+  row = bench.run_worker(who, options, python, shape=shape, dtype=dtype, remat=remat)
   row |= {"who": who, "shape": shape, "dtype": dtype, "remat": remat, "set": options.set}
   name = f"{shape:<11}{dtype:<10}{remat:<6}{who:<15}"
   if "error" in row:
@@ -121,12 +125,11 @@ def time_isoflop(options) -> dict:
   platform = jax.default_backend()
   jax.block_until_ready(step())
   seconds = bench.seconds_per_call(step, jax.block_until_ready, options.steps, platform == "cpu")
-  stats = jax.local_devices()[0].memory_stats() or {}
   return {
     "tokens_per_sec": cfg.train.tokens / cfg.train.steps / seconds,
     "compile_seconds": compile_seconds,
     "first_step_at": first_step_at,
-    "peak_bytes": stats.get("peak_bytes_in_use", bench.peak_rss()),
+    **bench.device_memory(),
     "flops_per_token": {c: account.flops_per_token(cfg.model, c) for c in account.CONVENTIONS},
     "batch_size": cfg.train.batch_size,
     "first_loss": loss,
@@ -146,93 +149,12 @@ def config_of(options):
   return bench.make_config(changes, options.set)
 
 
-def time_torch(options, compiled: bool) -> dict:
-  """A plain GPT-2 with AdamW in PyTorch: the same shape, pre-layernorm, tied head, flash attention."""
-  import torch
+def time_peer(options) -> dict:
+  """The step of another codebase on random tokens."""
+  _, *sizes, batch_size = SHAPES[options.shape]
+  shape = peers.Shape(*sizes, options.batch or batch_size)
+  return peers.WORKERS[options.worker](shape, options.dtype, options.steps)
 
-  *_, vocab, seq_len, batch_size = SHAPES[options.shape]
-  batch_size = options.batch or batch_size
-  device = "cuda" if torch.cuda.is_available() else "cpu"
-  torch.set_float32_matmul_precision("high")  # TF32, as XLA's default is
-  torch.manual_seed(0)
-  model = torch_gpt(options.shape).to(device)
-  optimizer = torch.optim.AdamW(model.parameters(), 1e-3, (0.9, 0.95), fused=True)
-  forward = torch.compile(model) if compiled else model
-  tokens = torch.randint(vocab, (batch_size, seq_len + 1), device=device)
-  inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
-
-  def step():
-    with torch.autocast(device, torch.bfloat16, enabled=options.dtype == "bfloat16"):
-      loss = forward(inputs, targets)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return loss.detach()
-
-  start = time.perf_counter()
-  loss = step().item()
-  first = time.perf_counter() - start
-  first_step_at = time.time()
-  step().item()
-  seconds = bench.seconds_per_call(step, torch.Tensor.item, options.steps, device == "cpu")
-  return {
-    "tokens_per_sec": batch_size * seq_len / seconds,
-    "compile_seconds": first - seconds,
-    "first_step_at": first_step_at,
-    "peak_bytes": torch.cuda.max_memory_allocated() if device == "cuda" else bench.peak_rss(),
-    "batch_size": batch_size,
-    "first_loss": loss,
-    "n_devices": 1,
-    **bench.about(torch.cuda.get_device_name() if device == "cuda" else "cpu"),
-  }
-
-
-def torch_gpt(shape: str):
-  """The module (tokens, targets) -> mean cross-entropy."""
-  import torch.nn as nn
-  import torch.nn.functional as F
-
-  _, depth, width, heads, mlp_dim, vocab, seq_len, _ = SHAPES[shape]
-
-  class Block(nn.Module):
-    def __init__(self):
-      super().__init__()
-      self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-      self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-      self.up, self.down = nn.Linear(width, mlp_dim), nn.Linear(mlp_dim, width)
-
-    def forward(self, x):
-      qkv = self.qkv(self.norm1(x)).view(*x.shape[:2], 3, heads, width // heads)
-      q, k, v = qkv.permute(2, 0, 3, 1, 4)
-      y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-      x = x + self.out(y.transpose(1, 2).reshape(x.shape))
-      return x + self.down(F.gelu(self.up(self.norm2(x)), approximate="tanh"))
-
-  class Gpt(nn.Module):
-    def __init__(self):
-      super().__init__()
-      self.embed, self.position = nn.Embedding(vocab, width), nn.Embedding(seq_len, width)
-      nn.init.normal_(self.embed.weight, std=0.02)
-      nn.init.normal_(self.position.weight, std=0.02)
-      self.blocks = nn.ModuleList(Block() for _ in range(depth))
-      self.norm = nn.LayerNorm(width)
-
-    def forward(self, tokens, targets):
-      x = self.embed(tokens) + self.position.weight[: tokens.shape[1]]
-      for block in self.blocks:
-        x = block(x)
-      logits = F.linear(self.norm(x), self.embed.weight)
-      return F.cross_entropy(logits.float().view(-1, vocab), targets.view(-1))
-
-  return Gpt()
-
-
-WORKERS = {
-  "isoflop": time_isoflop,
-  "torch": lambda options: time_torch(options, compiled=False),
-  "torch.compile": lambda options: time_torch(options, compiled=True),
-}
 
 if __name__ == "__main__":
   main()
