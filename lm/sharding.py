@@ -109,6 +109,11 @@ def platform() -> str:
   return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
 
 
+def on_one_cpu() -> bool:
+  """Whether the program is for a single CPU device, where other forms are faster than on accelerators."""
+  return platform() == "cpu" and current_mesh() is None
+
+
 def constrain(x: jax.Array, names: Sequence[str]) -> jax.Array:
   """x, laid out over the mesh in use as the logical names of its axes say.
 

@@ -454,8 +454,10 @@ def test_alibi_slopes():
 # --- the same model in another form ---------------------------------------------------------------
 
 
+@pytest.mark.parametrize("at_length", [0, 8])
 @pytest.mark.parametrize("name", ["gpt2", "softcaps"])
-def test_scanned_layers_are_unrolled_layers(name):
+def test_scanned_layers_are_unrolled_layers(name, at_length, monkeypatch):
+  monkeypatch.setattr(layers, "AT_LENGTH", at_length)
   scanned, params = make(change(**VARIANTS[name]))
   unrolled = models.make_model(change(**VARIANTS[name], scan_layers=False))
   layout = init(unrolled)
@@ -466,6 +468,17 @@ def test_scanned_layers_are_unrolled_layers(name):
   expected = value_and_grad(scanned, params, tokens_BL)
   loss, grads = value_and_grad(unrolled, models.unstack_layers(params), tokens_BL)
   assert_trees_close((loss, models.stack_layers(grads)), expected)
+
+
+@pytest.mark.parametrize(
+  ("depth", "remat", "loops"), [(8, "none", 0), (9, "none", 2), (2, "full", 2)]
+)
+def test_few_layers_are_written_out_on_one_cpu(depth, remat, loops):
+  cfg = change(depth=depth, remat=remat, width=16, vocab_size=16)
+  model, params = make(cfg)
+  grad = jax.grad(functools.partial(loss_of, model, tokens_BL=tokens_of(cfg)))
+  text = jax.jit(grad).lower(params).as_text()
+  assert text.count("stablehlo.while") == loops
 
 
 def test_layouts_convert_with_more_than_ten_layers():

@@ -6,7 +6,6 @@ second ones, and a token that finds no slot passes the expert by. So what a row 
 that row alone, whatever the batch, the micro-batches or the mesh.
 """
 
-import functools
 import math
 
 import flax.linen as nn
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from lm.config import ModelConfig
-from lm.models.layers import ACTIVATIONS, GATED, Linear, init_std, normal
+from lm.models.layers import GATED, Linear, activate, init_std, normal
 from lm.sharding import constrain, gather
 
 LOSSES = "losses"  # the collection that holds what the router adds to the objective
@@ -64,14 +63,10 @@ class Experts(nn.Module):
     """Every expert's MLP on its own slots."""
     cfg = self.cfg
     x_BECD = constrain(x_BECD, ("expert_batch", "act_expert", "capacity", "act_embed"))
-    act = ACTIVATIONS[cfg.activation]
-    again = functools.partial(jax.checkpoint, prevent_cse=not cfg.scan_layers)
-    h_BECF = self._linear("up", x_BECD, cfg.mlp_dim, ("embed", "mlp"))
+    h_BECF, gate_BECF = self._linear("up", x_BECD, cfg.mlp_dim, ("embed", "mlp")), None
     if cfg.activation in GATED:
       gate_BECF = self._linear("gate", x_BECD, cfg.mlp_dim, ("embed", "mlp"))
-      h_BECF = again(lambda h, gate: h * act(gate))(h_BECF, gate_BECF)
-    else:
-      h_BECF = again(act)(h_BECF)
+    h_BECF = activate(cfg, h_BECF, gate_BECF)
     h_BECF = constrain(h_BECF, ("expert_batch", "act_expert", "capacity", "act_mlp"))
     return self._linear("down", h_BECF, cfg.width, ("mlp", "embed"), residual=True)
 

@@ -128,7 +128,9 @@ class Decoder(nn.Module):
     block = Block
     if cfg.remat != "none":
       policy = remat_policy(cfg)
-      block = nn.remat(Block, policy=policy, prevent_cse=not cfg.scan_layers, static_argnums=(4,))
+      block = nn.remat(
+        Block, policy=policy, prevent_cse=layers.written_out(cfg), static_argnums=(4,)
+      )
     if cfg.scan_layers:
       self.blocks = nn.scan(
         block,
@@ -136,6 +138,7 @@ class Decoder(nn.Module):
         split_rngs={"params": True, "dropout": True},
         in_axes=(0, nn.broadcast, nn.broadcast),
         length=cfg.depth,
+        unroll=cfg.depth if layers.written_out(cfg) else 1,
         metadata_params={nn.PARTITION_NAME: "layers"},
       )(cfg, name="blocks")
     else:
