@@ -40,7 +40,7 @@ class Sampling(NamedTuple):
 
 
 def filter_logits(logits_BV: jax.Array, seen_BV: jax.Array, sampling: Sampling) -> jax.Array:
-  """Logits of the distribution to draw from; what is excluded is at -1e30.
+  """Logits of the distribution to draw from; what is excluded is at -1e30. Temperature 0 excludes nothing.
 
   top-p: Holtzman et al. 2020, arXiv:1904.09751; min-p: Nguyen et al. 2024, arXiv:2407.01082; repetition
   penalty: Keskar et al. 2019, arXiv:1909.05858 §4.1.
@@ -54,6 +54,14 @@ def filter_logits(logits_BV: jax.Array, seen_BV: jax.Array, sampling: Sampling) 
   penalised = jnp.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty)
   logits_BV = jnp.where(seen_BV, penalised, logits_BV)
   logits_BV = logits_BV / jnp.maximum(sampling.temperature, 1e-6)
+  cuts = (sampling.top_k > 0) | (sampling.top_p < 1) | (sampling.min_p > 0)
+  sort = cuts & (sampling.temperature > 0)  # which takes longer than a small model
+  cut = functools.partial(_cut, sampling=sampling)
+  return jax.lax.cond(sort, cut, lambda logits_BV: logits_BV, logits_BV)
+
+
+def _cut(logits_BV: jax.Array, sampling: Sampling) -> jax.Array:
+  """Top-k, top-p and min-p."""
   order_BV = jnp.argsort(logits_BV, axis=-1, descending=True)
   sorted_BV = jnp.take_along_axis(logits_BV, order_BV, axis=-1)
   vocab = logits_BV.shape[-1]
@@ -93,10 +101,11 @@ def make_generator(
     batch, width = prompts_BP.shape
     cache = models.init_cache(cfg, batch, width + max_new)
     variables = {"params": params}
-    logits_BPV, cache = model.apply(variables, prompts_BP, cache, method="decode")
+    x_BPD, cache = model.apply(variables, prompts_BP, cache, method="extend")
     cache = cache._replace(index=lengths_B)  # what the padding wrote is overwritten
-    last_B1 = jnp.expand_dims(lengths_B - 1, (1, 2))
-    logits_BV = jnp.take_along_axis(logits_BPV, last_B1, axis=1)[:, 0]
+    last_B11 = jnp.expand_dims(lengths_B - 1, (1, 2))
+    x_B1D = jnp.take_along_axis(x_BPD, last_B11, axis=1)
+    logits_BV = model.apply(variables, x_B1D, method="logits")[:, 0]
     seen_BV = jnp.zeros((batch, cfg.vocab_size), bool)
     real_BP = jnp.expand_dims(jnp.arange(width), 0) < jnp.expand_dims(lengths_B, 1)
     rows_B1 = jnp.expand_dims(jnp.arange(batch), 1)
@@ -104,9 +113,9 @@ def make_generator(
 
     def draw(logits_BV, seen_BV, key):
       filtered_BV = filter_logits(logits_BV, seen_BV, sampling)
-      drawn_B = jax.random.categorical(key, filtered_BV, axis=-1)
-      greedy_B = filtered_BV.argmax(axis=-1)
-      return jnp.where(sampling.temperature > 0, drawn_B, greedy_B).astype(jnp.int32)
+      random = lambda: jax.random.categorical(key, filtered_BV, axis=-1)
+      greedy = lambda: filtered_BV.argmax(axis=-1)
+      return jax.lax.cond(sampling.temperature > 0, random, greedy).astype(jnp.int32)
 
     def body(carry):
       step, cache, logits_BV, seen_BV, done_B, lengths_B, tokens_BN = carry

@@ -180,8 +180,8 @@ class Decoder(nn.Module):
       positions_BL = jnp.arange(length, dtype=jnp.int32)[None]
     return self._run(tokens_BL, positions_BL, segments_BL, None, train)[0]
 
-  def decode(self, tokens_BL: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-    """(logits_BLV, cache) for tokens that follow those in the cache, equal to the full pass.
+  def extend(self, tokens_BL: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+    """(the vectors [B, L, D] that `logits` reads, cache) for tokens that follow those in the cache.
 
     Prompts of different lengths are padded on the right and decoded together; setting cache.index
     to their lengths [B] then lets each row go on after its own last token. The cache must have
@@ -189,7 +189,12 @@ class Decoder(nn.Module):
     """
     positions_BL = layers.token_index(cache.index, tokens_BL.shape[1])
     x_BLD, (keys, values) = self._run(tokens_BL, positions_BL, None, cache, False)
-    return self.logits(x_BLD), Cache(cache.index + tokens_BL.shape[1], keys, values)
+    return x_BLD, Cache(cache.index + tokens_BL.shape[1], keys, values)
+
+  def decode(self, tokens_BL: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+    """(logits_BLV, cache), equal to the full pass; see `extend`."""
+    x_BLD, cache = self.extend(tokens_BL, cache)
+    return self.logits(x_BLD), cache
 
   def logits(self, x: jax.Array) -> jax.Array:
     """x [..., D] -> float32 logits [..., V]."""
