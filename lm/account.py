@@ -230,7 +230,8 @@ def activation_bytes(cfg: Config) -> float:
   and once for a token, the largest of what the head, one layer's backward pass and its recomputation
   need: 2 V (of objective.chunk positions), 18 D + 4 F, and under a policy 21 D + (H + 2 G) K + 6 F
   less what it keeps, as a block is computed again with all its steps. Fitted
-  to XLA's buffers for float32 on CPU, to about 20 %; bfloat16 is counted as two bytes, as
+  to XLA's buffers for float32 on CPU and layers in a loop, to about 20 %; layers that are written out on one
+  CPU (lm.models.layers.written_out) hold up to a third more. bfloat16 is counted as two bytes, as
   accelerators hold it (XLA on CPU holds four). The attention forms einsum and xla hold scores, the
   others are taken not to.
   """
