@@ -144,7 +144,11 @@ def time_flax(shape: Shape, dtype: str, steps: int) -> dict:
 
 
 def time_levanter(shape: Shape, dtype: str, steps: int) -> dict:
-  """levanter's Trainer on its own GPT-2, without its hooks and its gradient checkpointing."""
+  """levanter's Trainer on its own GPT-2, without its hooks and its gradient checkpointing.
+
+  It needs an older jax than ours, in an environment that --peer_python names:
+  `pip install levanter==1.2.dev1644 jax==0.7.2 jaxlib==0.7.2 gitpython chex`.
+  """
   import haliax as hax
   import jax
   import jmp
