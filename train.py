@@ -20,7 +20,9 @@ if __name__ == "__main__":
   host.take_large_pages()
 
 import concurrent.futures
+import dataclasses
 import json
+import math
 import pathlib
 import sys
 
@@ -129,7 +131,9 @@ def train(
   progress.line(plan.show(facts))
 
   # ---- Devices and data ------------------------------------------------------------------------
-  mesh = sharding.make_mesh(cfg.mesh, len(cfgs))
+  # The last run of a stack is alone, and its mesh one device however many there are.
+  devices = None if stacked else jax.devices()[: math.prod(dataclasses.astuple(cfg.mesh))]
+  mesh = sharding.make_mesh(cfg.mesh, len(cfgs), devices)
   programs = make_programs(cfg, mesh, stacked)
   train_data = [
     TrainBatches(corpus, c.data, c.model.seq_len, c.train.batch_size)

@@ -17,6 +17,7 @@ from typing import Any
 from lm.host import with_large_pages
 
 ROOT = pathlib.Path(__file__).parent.parent
+OURS = ("worker", "out", "peer", "peer_python")  # options that are not passed on to a row's process
 PEERS = ("torch", "transformers")  # whose versions a row names where they took part
 
 
@@ -64,11 +65,7 @@ def run_worker(
   command = [python or sys.executable, sys.argv[0], "--worker", worker]
   for name, value in (vars(options) | changes).items():
     for one in value if isinstance(value, list) else [value]:
-      if (
-        name not in ("worker", "out", "peer", "peer_python")
-        and one is not None
-        and one is not False
-      ):
+      if name not in OURS and one is not None and one is not False:
         command += [f"--{name}"] if one is True else [f"--{name}", str(one)]
   done = subprocess.run(command, env=with_large_pages(os.environ), capture_output=True, text=True)
   if done.returncode == 0:

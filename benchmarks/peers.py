@@ -48,11 +48,11 @@ def time_torch(shape: Shape, dtype: str, steps: int, compiled: bool) -> dict:
     optimizer.zero_grad(set_to_none=True)
     return loss.detach()
 
-  about = {"device": "cpu", "versions": {"torch": torch.__version__}}
-  row = _row(shape, steps, step, torch.Tensor.item, device == "cpu") | about
-  if device == "cuda":
-    row |= {"device": torch.cuda.get_device_name(), "peak_bytes": torch.cuda.max_memory_allocated()}
-  return row
+  row = _row(shape, steps, step, torch.Tensor.item, device == "cpu")
+  if device == "cpu":
+    return row | bench.about("cpu")
+  peak = torch.cuda.max_memory_allocated()
+  return row | bench.about(torch.cuda.get_device_name()) | {"peak_bytes": peak}
 
 
 def torch_gpt(shape: Shape):
@@ -140,7 +140,8 @@ def time_flax(shape: Shape, dtype: str, steps: int) -> dict:
     params, state, loss = update(params, state)
     return loss
 
-  return _jax_row(shape, steps, step, jax.block_until_ready, "flax")
+  row = _row(shape, steps, step, jax.block_until_ready, jax.default_backend() == "cpu")
+  return row | bench.device_memory() | bench.about()
 
 
 def time_levanter(shape: Shape, dtype: str, steps: int) -> dict:
@@ -194,17 +195,13 @@ def time_levanter(shape: Shape, dtype: str, steps: int) -> dict:
       state = info.state
       return info.loss
 
-    return _jax_row(shape, steps, step, float, "levanter")
-
-
-def _jax_row(shape, steps, step, wait, package):
-  import jax
-
-  versions = {name: metadata.version(name) for name in ("jax", package)}
-  row = _row(shape, steps, step, wait, jax.default_backend() == "cpu")
-  return (
-    row | bench.device_memory() | {"device": jax.devices()[0].device_kind, "versions": versions}
-  )
+    row = _row(shape, steps, step, float, jax.default_backend() == "cpu")
+    versions = {name: metadata.version(name) for name in ("jax", "levanter")}
+    about = {
+      "device": jax.devices()[0].device_kind,
+      "versions": versions,
+    }  # it has not what we need
+    return row | bench.device_memory() | about
 
 
 def _row(shape, steps, step, wait, on_cpu):

@@ -1,5 +1,7 @@
 """Products in int8 and, on CPUs, in bfloat16, against plain ones."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -77,3 +79,16 @@ def test_bfloat16_products_of_stacked_runs():
   found = both(jnp.stack([w, 2 * w]), jnp.stack([x, 3 * x]))
   alone = jax.grad(lambda w, x: matmul(x, w, NAMES).astype(jnp.float32).sum())(2 * w, 3 * x)
   np.testing.assert_allclose(found[1], alone, rtol=1e-5)
+
+
+def test_bfloat16_products_on_one_cpu_have_row_major_bfloat16_factors():
+  """XLA multiplies in float32 where a factor is a transpose or the product is rounded at once."""
+  x, w = jnp.ones((2, 4, 8), jnp.bfloat16), jnp.ones((16, 8))
+  product = lambda x, w: matmul(x, w.T, ("embed", "vocab")).sum()
+  text = jax.jit(jax.grad(product, argnums=(0, 1))).lower(x, w).as_text()
+  dots = [line for line in text.splitlines() if "dot_general" in line]
+  assert len(dots) == 2
+  for dot in dots:
+    assert "contracting_dims = [1] x [0]" in dot
+    assert re.search(r"\(tensor<\w+xbf16>, tensor<\w+xbf16>\) -> tensor<\w+xf32>", dot)
+  assert text.count("@LayoutConstraint") == 2 * len(dots)

@@ -318,10 +318,8 @@ def test_the_served_board_shows_new_runs(folder, monkeypatch):
     get = lambda path: urllib.request.urlopen(root + path, timeout=10).read().decode()
     before = json.loads(get("/ledger.json"))
     fake_run(folder / "later", {"model.width": 64, "seed": 3})
-    after, patience = (
-      before,
-      time.monotonic() + 20,
-    )  # a ledger that takes long to read is read less often
+    after, patience = before, time.monotonic() + 20
+    # A ledger that takes long to read is read less often.
     while len(after["rows"]) == len(before["rows"]) and time.monotonic() < patience:
       after = json.loads(get("/ledger.json"))
     assert {r["name"] for r in after["rows"]} - {r["name"] for r in before["rows"]} == {"later"}

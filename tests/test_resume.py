@@ -111,6 +111,23 @@ def test_a_finished_run_is_left_alone_and_another_is_refused(tmp_path):
   assert output.startswith(f"workdir={workdir}: holds another run (model.width=32 there, 64 here);")
 
 
+def test_the_last_run_of_a_stack_trains_alone(tmp_path):
+  whole = {"config": "configs/smoke.py", "overrides": {"train.steps": 20, "log.wandb": "disabled"}}
+  for seeds in ([0, 1], [0, 1, 2]):  # in the second stack one is left
+    lines = []
+    for seed in seeds:
+      run = {
+        "overrides": {**whole["overrides"], "seed": seed},
+        "workdir": str(tmp_path / str(seed)),
+      }
+      lines.append(json.dumps({**whole, **run}))
+    (tmp_path / "stack.jsonl").write_text("\n".join(lines))
+    command = [sys.executable, "train.py", "--stack", str(tmp_path / "stack.jsonl")]
+    subprocess.run(command, cwd=ROOT, env={**os.environ, "XLA_FLAGS": ""}, check=True, timeout=120)
+  status = [json.loads((tmp_path / str(s) / "run.json").read_text())["status"] for s in range(3)]
+  assert status == ["done"] * 3
+
+
 def test_a_non_finite_loss_ends_the_run_and_names_the_step(tmp_path):
   workdir = tmp_path / "run"
   process = start(workdir, "--config.optim.peak_lr=1e12", "--config.optim.clip_norm=None")
