@@ -231,6 +231,26 @@ def test_the_search_takes_the_fastest_that_fits(monkeypatch):
   assert resolve(again, 512, 8).mesh == seen[-1].mesh
 
 
+@pytest.mark.parametrize("part", ["largest", "smallest"])
+def test_the_search_plans_for_a_part_of_the_memory(part, monkeypatch):
+  """Where no layout has room, the smallest is tried first; where all have, the fastest."""
+  seen = []
+
+  def examine(cfg, mesh):
+    seen.append(cfg)
+    raise KeyboardInterrupt
+
+  cfg, device = make_config(**{"train.batch_size": 16}), FakeDevice()
+  every = list(fit.layouts(cfg, 512, 8, fit.chips.find_chip(device.device_kind)))
+  monkeypatch.setattr(compiled, "examine", examine)
+  monkeypatch.setattr(fit, "make_mesh", lambda *_, **__: None)
+  monkeypatch.setattr(fit, "ROOM", 0.0 if part == "smallest" else 1.0)
+  with pytest.raises(KeyboardInterrupt):
+    fit.search(cfg, 512, [device] * 8, print)
+  key = (lambda one: one.bytes / fit.SLACK) if part == "smallest" else (lambda one: one.seconds)
+  assert key(next(one for one in every if one.cfg == seen[0])) == min(map(key, every))
+
+
 def test_the_search_needs_a_known_chip():
   with pytest.raises(ConfigError, match="has no row in lm/chips"):
     fit.search(make_config(), 512, jax.devices(), print)
