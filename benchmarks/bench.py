@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
-from lm.host import with_large_pages
+from lm.devices.host import with_large_pages
 
 ROOT = pathlib.Path(__file__).parent.parent
 OURS = ("worker", "out", "peer", "peer_python")  # options that are not passed on to a row's process
@@ -91,7 +91,7 @@ def load() -> float:
 
 def about(device: str | None = None) -> dict[str, object]:
   """Device, versions and commit, for a row; without a device, jax's."""
-  from lm import rundir
+  from lm.runs import rundir
 
   versions = rundir.versions()
   for name in PEERS:
@@ -114,8 +114,8 @@ def make_config(changes: Mapping[str, object], settings: Sequence[str]):
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   import jax
 
-  from lm.flags import load_config
-  from lm.resolve import resolve
+  from lm.setup.load import load_config
+  from lm.setup.resolve import resolve
 
   overrides = {"data.tokenizer": "byte", "log.wandb": "disabled", **changes}
   overrides |= dict(setting.split("=", 1) for setting in settings)

@@ -18,7 +18,7 @@ import time
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import bench  # noqa: E402
+from benchmarks import bench
 
 
 def main():
@@ -65,10 +65,10 @@ def time_isoflop(options, folder: pathlib.Path) -> dict:
   cfg = bench.make_config(changes, options.set)
   import jax
 
-  from lm import sharding
-  from lm.checkpoint import Checkpointer
-  from lm.resolve import make_hparams
-  from lm.step import make_programs
+  from lm.devices import sharding
+  from lm.runs.checkpoint import Checkpointer
+  from lm.setup.hparams import make_hparams
+  from lm.training.programs import make_programs
 
   programs = make_programs(cfg, sharding.make_mesh(cfg.mesh))
   state = programs.init(jax.device_put(make_hparams(cfg), programs.scalar_sharding))
@@ -101,12 +101,12 @@ def time_torch(options, folder: pathlib.Path) -> dict:
   """torch.save of as many float32 numbers, in matrices as large as a layer's."""
   import torch
 
-  from lm import account
-  from lm.flags import load_config
-  from lm.resolve import resolve_model
+  from lm.cost.parameters import param_counts
+  from lm.setup.load import load_config
+  from lm.setup.resolve import resolve_model
 
   cfg = load_config(str(ROOT / f"configs/ladder.py:{options.size}"))
-  n_params = account.param_counts(resolve_model(cfg.model, 2048)).total
+  n_params = param_counts(resolve_model(cfg.model, 2048)).total
   device = "cuda" if torch.cuda.is_available() else "cpu"
   row = cfg.model.width**2
   tensors = [torch.rand(3, min(row, n_params - i), device=device) for i in range(0, n_params, row)]

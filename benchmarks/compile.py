@@ -18,7 +18,7 @@ import time
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import bench  # noqa: E402
+from benchmarks import bench
 
 
 def main():
@@ -75,9 +75,10 @@ def time_compile(options) -> dict:
   )
   import jax
 
-  from lm import sharding
-  from lm.resolve import make_hparams
-  from lm.step import keep_compiled, make_programs
+  from lm.devices import sharding
+  from lm.setup.hparams import make_hparams
+  from lm.training.compile_cache import keep_compiled
+  from lm.training.programs import make_programs
 
   keep_compiled(options.cache)
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -17,12 +17,12 @@ import time
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import bench  # noqa: E402
-from configs import ladder  # noqa: E402
-from configs.default import get_config  # noqa: E402
-from lm.config import DataConfig  # noqa: E402
-from lm.data.batches import TrainBatches  # noqa: E402
-from lm.data.cache import open_corpus  # noqa: E402
+from benchmarks import bench
+from configs import ladder
+from configs.default import get_config
+from lm.config.schema import DataConfig
+from lm.data.batches import TrainBatches
+from lm.data.cache import open_corpus
 
 # name: (seq_len, batch_size, changes of the data config)
 SHAPES = {
@@ -118,9 +118,9 @@ def time_training(options) -> dict:
   cfg = bench.make_config(changes, options.set)
   import jax
 
-  from lm import sharding
-  from lm.resolve import make_hparams
-  from lm.step import make_programs
+  from lm.devices import sharding
+  from lm.setup.hparams import make_hparams
+  from lm.training.programs import make_programs
 
   programs = make_programs(cfg, sharding.make_mesh(cfg.mesh))
   hparams = jax.device_put(make_hparams(cfg), programs.scalar_sharding)

@@ -20,10 +20,10 @@ import time
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-import numpy as np  # noqa: E402
+import numpy as np
 
-from experiments import laws  # noqa: E402
-from experiments.laws import fit, intervals  # noqa: E402
+from experiments import laws
+from experiments.laws import intervals, solve
 
 TRUTH = {"A": 482.0, "B": 2085.4, "E": 1.817, "alpha": 0.348, "beta": 0.366}
 DELTA = 1e-3
@@ -43,8 +43,8 @@ def main():
   law, x, y = laws.LAWS["chinchilla"], *simulate()
   starts = law.starts(x, y)
   began, cpu_began = time.perf_counter(), time.process_time()
-  problem = fit.make_problem(law, {})
-  grid = fit.minimise(problem, x, y, starts, delta=DELTA)
+  problem = solve.make_problem(law, {})
+  grid = solve.minimise(problem, x, y, starts, delta=DELTA)
   grid_seconds = time.perf_counter() - began
   best = grid.theta[grid.objective.argmin()]
   data = intervals.Data(x, y, DELTA, np.arange(len(y)))

@@ -19,7 +19,7 @@ import time
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import bench  # noqa: E402
+from benchmarks import bench
 
 # name: (depth, width, heads, mlp_dim, vocab_size, positions)
 SHAPES = {
@@ -88,11 +88,12 @@ def time_isoflop(options) -> dict:
   import jax
   import numpy as np
 
-  from lm import models
-  from lm.generate import Sampling, make_generator
+  from lm.models.decoding import Sampling, make_generator
+  from lm.models.registry import make_model
+  from lm.models.trees import init_params
 
   batch, prompt = int(options.batch), int(options.prompt)
-  params = models.init_params(models.make_model(cfg.model), jax.random.key(0))
+  params = init_params(make_model(cfg.model), jax.random.key(0))
   rng = np.random.default_rng(0)
   prompts = rng.integers(0, cfg.model.vocab_size, (batch, prompt)).tolist()
   greedy = Sampling(temperature=0.0)

@@ -10,7 +10,7 @@
 # It takes the versions that are there: jax for GPUs, flax, optax, orbax, ml-collections, tokenizers,
 # rich, scipy and pytest are needed, torch and transformers for their rows alone.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit
 python=${PYTHON:-python3}
 budget=${SECONDS_A_CALL:-520}
 folder=${OUT:-runs}

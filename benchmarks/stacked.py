@@ -21,8 +21,8 @@ from collections.abc import Sequence
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import bench  # noqa: E402
-from experiments.launch import find_devices  # noqa: E402
+from benchmarks import bench
+from experiments.launch.slots import find_devices
 
 ONE_BY_ONE = 4  # runs that are timed one by one; an hour's worth follows from them
 

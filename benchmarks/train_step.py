@@ -20,8 +20,8 @@ import time
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import bench, peers  # noqa: E402
-from lm.chips import peak_flops  # noqa: E402
+from benchmarks import bench, peers
+from lm.devices.chips import peak_flops
 
 GPT = {"norm": "layernorm", "activation": "gelu", "positions": "learned", "bias": True,
        "tied_embeddings": True}  # fmt: skip
@@ -103,9 +103,10 @@ def time_isoflop(options) -> dict:
   cfg = config_of(options)
   import jax
 
-  from lm import account, sharding
-  from lm.resolve import make_hparams
-  from lm.step import make_programs
+  from lm.cost.flops import CONVENTIONS, flops_per_token
+  from lm.devices import sharding
+  from lm.setup.hparams import make_hparams
+  from lm.training.programs import make_programs
 
   programs = make_programs(cfg, sharding.make_mesh(cfg.mesh))
   hparams = jax.device_put(make_hparams(cfg), programs.scalar_sharding)
@@ -130,7 +131,7 @@ def time_isoflop(options) -> dict:
     "compile_seconds": compile_seconds,
     "first_step_at": first_step_at,
     **bench.device_memory(),
-    "flops_per_token": {c: account.flops_per_token(cfg.model, c) for c in account.CONVENTIONS},
+    "flops_per_token": {c: flops_per_token(cfg.model, c) for c in CONVENTIONS},
     "batch_size": cfg.train.batch_size,
     "first_loss": loss,
     "platform": platform,

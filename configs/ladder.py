@@ -4,6 +4,9 @@ Llama-style blocks (RoPE, RMSNorm, SwiGLU) with head_dim 32 up to width 256 and 
 depth that grows with width about as in Hoffmann et al. 2022, table A9. Data and tokenizer are those of
 configs/default.py; change them with --config.data.*.
 
+SIZE@TOKENS, as in 1m@20e6, is a size with a budget: learning rate and batch then come from the Step Law (Li
+et al. 2025, arXiv:2503.04715), or from another rule of lm/setup/rules.py with --config.rules=NAME.
+
 Command:   python train.py --config configs/ladder.py:1m --config.train.tokens_per_param=20
 Hardware:  0.1m to 3m on a CPU; from 10m on an accelerator
 """
@@ -25,6 +28,7 @@ LADDER = {
 
 
 def get_config(size: str = "1m"):
+  size, _, tokens = size.partition("@")
   if size not in LADDER:
     raise KeyError(f"no size {size} in the ladder; choose from {', '.join(LADDER)}")
   width, depth, heads, seq_len, batch_size, peak_lr = LADDER[size]
@@ -38,4 +42,11 @@ def get_config(size: str = "1m"):
     config.optim.peak_lr = peak_lr
     config.train.tokens = None
     config.train.tokens_per_param = 20.0
+    if tokens:
+      try:
+        config.train.tokens = int(float(tokens))
+      except ValueError:
+        raise KeyError(f"{tokens} is no number of tokens; write {size}@20e6") from None
+      config.train.tokens_per_param = None
+      config.rules = "step_law"
   return config

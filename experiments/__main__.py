@@ -7,7 +7,8 @@ resolved config, so that a second `run` does nothing and a stopped one goes on.
 examples:
   python -m experiments list
   python -m experiments plan lr_sweep
-  python -m experiments run lr_sweep && python -m experiments report lr_sweep
+  python -m experiments run --config configs/smoke.py --grid seed=0,1 --save_as seeds
+  python -m experiments report seeds
 """
 
 import os
@@ -17,15 +18,15 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before jax: XLA's notes ar
 
 import jax
 
-from experiments import cli
-from lm import flags
+from experiments.commands import command_line as cli
+from lm.config.command_line import reject_unknown, run_main
 
 
 def main(argv: list[str]) -> int:
   jax.config.update("jax_platforms", "cpu")  # accelerators belong to the workers
   parser = cli.make_parser(__doc__)
   options, unknown = parser.parse_known_args(argv)
-  flags.reject_unknown(parser.command_parsers[options.command], unknown)
+  reject_unknown(parser.command_parsers[options.command], unknown)
   try:
     return options.act(options) or 0
   except BrokenPipeError:  # the reader, such as head, has seen enough
@@ -34,4 +35,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-  flags.run_main(main)
+  run_main(main)

@@ -12,7 +12,7 @@ Done when every slice's best size lies inside the slice.
 """
 
 from experiments import laws
-from experiments.claims import Claim
+from experiments.report.claims import Claim
 from experiments.sweep import Run
 
 law = {"cpu": "chinchilla", "gpu": "chinchilla"}  # that each scale's runs must carry

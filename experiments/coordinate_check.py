@@ -5,7 +5,7 @@ Fixed: a decoder of depth 2 with 4 heads, trained for a few updates at one learn
 one batch.
 Budget: 2 x 5 models, about a minute on 2 CPU cores.
 What would change our mind: under mup a layer whose change grows or shrinks with width (slope far
-from 0 in log-log): then some exponent in lm.parameterization is wrong, and learning rates do not
+from 0 in log-log): then some exponent in lm.models.parameterization is wrong, and learning rates do not
 transfer.
 
 For each kind of layer the table has the root mean square of its output after training, and of how
@@ -26,11 +26,15 @@ import numpy as np
 import optax
 
 from configs.default import get_config
-from lm import models
-from lm.config import ModelConfig, OptimConfig
-from lm.optim import OPTIMIZERS, lr_multipliers, make_optimizer
-from lm.resolve import resolve_model
-from lm.step import hparams_zeros
+from lm.config.hparams import Hparams
+from lm.config.schema import OptimConfig
+from lm.cost.parameters import weights
+from lm.models.registry import make_model
+from lm.models.transformer_config import TransformerConfig
+from lm.models.trees import init_params, param_axes, param_kinds
+from lm.optim.chain import lr_multipliers, make_optimizer
+from lm.optim.directions import OPTIMIZERS
+from lm.setup.resolve import resolve_model
 
 WIDTHS = (64, 128, 256, 512, 1024)
 PARAMETERIZATIONS = ("standard", "mup")
@@ -102,7 +106,7 @@ def check(
 
 def make_model_config(
   parameterization: str, width: int, base_width: int, tied: bool
-) -> ModelConfig:
+) -> TransformerConfig:
   """The default decoder at this width, unrolled so that every layer can be watched."""
   changes = {
     "parameterization": parameterization,
@@ -117,37 +121,41 @@ def make_model_config(
     "scan_layers": False,
     "attention": "einsum",  # the form that compiles fastest
   }
-  cfg = ModelConfig(**get_config().model.to_dict() | changes)
+  cfg = TransformerConfig(**get_config().model.to_dict() | changes)
   return resolve_model(cfg, VOCAB)
 
 
 @functools.cache
 def measure(
-  cfg: ModelConfig, optimizer: str, steps: int, lr: float, seed: int
+  cfg: TransformerConfig, optimizer: str, steps: int, lr: float, seed: int
 ) -> dict[str, np.ndarray]:
   """Mean squares (output, change of output) of every layer after `steps` updates."""
-  model = models.make_model(cfg)
+  model = make_model(cfg)
   optim = OptimConfig(**get_config().optim.to_dict() | {"name": optimizer, "schedule": "constant"})
-  hparams = hparams_zeros()._replace(
+  hparams = Hparams(
+    seed=np.int32(0),
+    weight_decay=np.float32(0),
+    l1=np.float32(0),
+    l2=np.float32(0),
+    total_steps=np.int32(0),
+    warmup_steps=np.int32(0),
+    decay_steps=np.int32(0),
+    final_lr_frac=np.float32(0),
     peak_lr=np.float32(lr),
     b1=np.float32(0.9),
     b2=np.float32(0.95),
     eps=np.float32(1e-12),  # gradients shrink with width and must stay far above it
     clip_norm=np.float32(np.inf),
   )
-  axes = models.param_axes(model)
-  kinds = jax.tree_util.tree_map_with_path(
-    lambda path, _: models.param_kind(tuple(part.key for part in path)),
-    axes,
-    is_leaf=lambda leaf: isinstance(leaf, tuple),
-  )
+  axes = param_axes(model)
+  kinds = param_kinds(axes, weights(cfg), is_leaf=lambda leaf: isinstance(leaf, tuple))
   mults = lr_multipliers(optimizer, cfg.parameterization, cfg.width / cfg.base_width)
   tx = make_optimizer(optim, hparams, kinds, axes, mults)
 
   @jax.jit
   def run(key):
     init_key, data_key = jax.random.split(key)
-    params = models.init_params(model, init_key)
+    params = init_params(model, init_key)
     # Tokens of a skewed distribution, so that a few steps have something to learn.
     skew = -1.5 * jnp.log(jnp.arange(1, VOCAB + 1, dtype=jnp.float32))
     tokens_BL = jax.random.categorical(data_key, skew, shape=(BATCH, SEQ_LEN + 1))

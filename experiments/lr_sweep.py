@@ -14,7 +14,7 @@ import itertools
 
 import numpy as np
 
-from experiments.claims import Claim, Estimate
+from experiments.report.claims import Claim, Estimate
 from experiments.sweep import Run
 
 WIDTHS = (32, 64, 128)
@@ -58,7 +58,10 @@ def runs():
 
 
 def analyse(ledger):
-  """The best rate of every (parameterization, width, seed), and how it moves with width."""
+  """The best rate of every (parameterization, width, seed), and how it moves with width.
+
+  A best rate at the edge of the grid is no optimum: the true one lies beyond, so it enters no slope.
+  """
   best = []
   for (parameterization, width, seed), cell in ledger.groups(
     "model.parameterization", "model.width", "seed"
@@ -70,13 +73,28 @@ def analyse(ledger):
     })  # fmt: skip
   found = {}
   for parameterization in ("standard", "mup"):
-    slopes = []
-    for seed in SEEDS:
-      mine = [b for b in best if (b["parameterization"], b["seed"]) == (parameterization, seed)]
-      x, y = (np.log2([b[key] for b in mine]) for key in ("width", "best lr"))
-      slopes.append(np.polyfit(x, y, 1)[0])
-    found[SHIFT.format(parameterization)] = mean_estimate(np.array(slopes))
+    mine = [b for b in best if b["parameterization"] == parameterization]
+    found[SHIFT.format(parameterization)] = shift_of(mine)
   return {**found, "best rates": best}
+
+
+def shift_of(best: list[dict]) -> Estimate:
+  """The slope of log2(best rate) in log2(width), a seed at a time, from optima inside the grid only."""
+  inside = [b for b in best if b["inside the grid"]]
+  slopes = []
+  for seed in dict.fromkeys(b["seed"] for b in best):
+    x, y = (np.log2([b[key] for b in inside if b["seed"] == seed]) for key in ("width", "best lr"))
+    if len(set(x)) >= 2:
+      slopes.append(np.polyfit(x, y, 1)[0])
+  left_out = len(best) - len(inside)
+  note = (
+    f"{left_out} of {len(best)} optima lie at the grid's edge and are left out" if left_out else ""
+  )
+  if not slopes:
+    return Estimate(
+      float("nan"), None, note + ": no seed has two optima inside the grid; widen RATES"
+    )
+  return mean_estimate(np.array(slopes), note)
 
 
 def best_rate(rate_S: np.ndarray, loss_S: np.ndarray) -> tuple[float, bool]:
@@ -93,10 +111,13 @@ def best_rate(rate_S: np.ndarray, loss_S: np.ndarray) -> tuple[float, bool]:
   return float(2 ** (-b / (2 * a))), True
 
 
-def mean_estimate(values_S: np.ndarray) -> Estimate:
-  """The mean over seeds with Student's 95 % interval."""
+def mean_estimate(values_S: np.ndarray, note: str = "") -> Estimate:
+  """The mean over seeds with Student's 95 % interval, which takes two of them."""
   from scipy import stats
 
-  half = stats.t.ppf(0.975, len(values_S) - 1) * values_S.std(ddof=1) / np.sqrt(len(values_S))
-  mean = float(values_S.mean())
-  return Estimate(mean, (mean - half, mean + half), f"{len(values_S)} seeds, Student's interval")
+  mean, count = float(values_S.mean()), len(values_S)
+  said = "; ".join(filter(None, (f"{count} seeds, Student's interval", note)))
+  if count < 2:
+    return Estimate(mean, None, "; ".join(filter(None, ("one seed, no interval", note))))
+  half = stats.t.ppf(0.975, count - 1) * values_S.std(ddof=1) / np.sqrt(count)
+  return Estimate(mean, (mean - half, mean + half), said)

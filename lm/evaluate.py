@@ -1,10 +1,14 @@
-"""Scores a run on any text: token-weighted loss, perplexity, bits per byte.
+"""Scores a run on any data by its objective: for a language model loss, perplexity, bits per byte.
 
 examples:
   python -m lm.evaluate --workdir runs/default
   python -m lm.evaluate --workdir runs/default --data "text:books/*.txt" --stride 128 --json
+  python -m lm.evaluate --workdir runs/default --task samples:prompts.txt
+  python -m lm.evaluate --workdir runs/multi30k --task translation:test.en,test.de --beams 5
+  python -m lm.evaluate --workdir runs/squad --task squad:dev-v1.1.json --answers answers.jsonl
 """
 
+import dataclasses
 import functools
 import json
 import math
@@ -13,55 +17,66 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
-from lm import flags, rundir, sharding
-from lm.checkpoint import load_params
-from lm.config import Config, ConfigError, Hparams, MeshConfig
-from lm.data.batches import EvalBatches
-from lm.data.cache import TokenStore, open_corpus
-from lm.resolve import make_hparams
-from lm.step import Programs, keep_compiled, make_programs
+from lm.config.command_line import Parser, reject_unknown, run_main
+from lm.config.errors import ConfigError
+from lm.config.hparams import Hparams
+from lm.config.schema import Config, MeshConfig
+from lm.devices import sharding
+from lm.objectives.objective import Metric, Objective
+from lm.objectives.registry import objective_of
+from lm.runs import bucket, rundir
+from lm.runs.checkpoint import load_state, usable_params
+from lm.setup.hparams import make_hparams
+from lm.setup.resolve import kind_of
+from lm.tasks.registry import READ, evaluate_task
+from lm.training.compile_cache import keep_compiled
+from lm.training.programs import Programs, extra_of, make_programs
 
 ONE_DEVICE = MeshConfig(replica=1, fsdp=1, expert=1, sequence=1, tensor=1)
 
 
 def evaluate_sets(
   programs: Programs,
+  objective: Objective,
   params: Any,
+  extra: Any,
   hparams: Hparams,
-  sets: Mapping[str, EvalBatches],
+  sets: Mapping[str, Any],
   n_runs: int = 1,
 ) -> list[dict[str, float]]:
-  """eval/<set>/{loss, bpb, accuracy} of each stacked run, over whole sets.
+  """eval/<set>/<score> of each stacked run, over whole sets: the objective's scores of the set's sums.
 
-  loss = sum of cross-entropies / number of predicted tokens, in nats; bpb = the same sum in bits / UTF-8
-  bytes of the set's text. Sums are added in float64 on the host.
+  Sums are added in float64 on the host.
+
+  Args:
+    params, extra: of a State (lm.training.step).
+    sets: batches of evaluation sets (lm.data.kinds.Kind.evaluate) by name.
   """
   results = [{} for _ in range(n_runs)]
   for name, batches in sets.items():
-    parts = []
+    parts, carried = [], programs.begin_eval(params, extra)
     for number in range(len(batches)):
       read = functools.partial(batches.at, number)
       batch = sharding.put_rows(read, batches.batch_size, programs.eval_sharding)
-      parts.append(programs.evaluate(params, batch, hparams))
-    sums = [{"loss": 0.0, "correct": 0.0, "weight": 0.0} for _ in range(n_runs)]
-    for part in jax.device_get(parts):
-      for r in range(n_runs):
-        for key in sums[r]:
-          sums[r][key] += float(part[key][r] if n_runs > 1 else part[key])
-    for result, total in zip(results, sums, strict=True):
-      result[f"eval/{name}/loss"] = total["loss"] / total["weight"]
-      result[f"eval/{name}/bpb"] = total["loss"] / math.log(2) / batches.n_bytes
-      result[f"eval/{name}/accuracy"] = total["correct"] / total["weight"]
+      sums, carried = programs.evaluate(params, carried, batch, hparams)
+      parts.append(sums)
+    fetched = jax.device_get(parts)
+    for r, result in enumerate(results):
+      of_run = lambda x, r=r: np.asarray(x[r] if n_runs > 1 else x, np.float64)
+      join = lambda key: np.concatenate if key in objective.kept else sum
+      total = {key: join(key)([of_run(part[key]) for part in fetched]) for key in fetched[0]}
+      scores = objective.eval_scores(total, batches.facts)
+      result |= {f"eval/{name}/{score}": float(value) for score, value in scores.items()}
   return results
 
 
-def eval_batches(
-  store: TokenStore, cfg: Config, max_tokens: int | None, stride: int | None = None
-) -> EvalBatches:
-  """A set's batches, as a run of this config sees documents: across their borders or one by one."""
-  across = cfg.data.pack and cfg.data.cross_documents
-  return EvalBatches(store, cfg.model.seq_len, cfg.eval.batch_size, max_tokens, stride, across)
+def eval_sets(data: Any, cfg: Config) -> dict[str, Any]:
+  """The evaluation batches of a resolved config: the held-out set and those of eval.sets."""
+  kind = kind_of(cfg)
+  sets = kind.sets(data, cfg)
+  return {name: kind.evaluate(each, cfg, cfg.eval.tokens, None) for name, each in sets.items()}
 
 
 def evaluate_run(
@@ -81,7 +96,8 @@ def evaluate_run(
     max_tokens: whole documents up to so many tokens; None = all.
 
   Returns:
-    {"loss", "perplexity", "bpb", "accuracy", "tokens", "bytes", "step", "data"}.
+    {"workdir", "step", "data", "fingerprint", the objective's scores, and the set's facts such as "tokens"
+    and "bytes"}; "perplexity" = exp(loss) where there is a loss in nats per token.
 
   Raises:
     ConfigError: no such run, checkpoint or data; a stride outside [1, seq_len].
@@ -90,46 +106,88 @@ def evaluate_run(
   if stride is not None and not 1 <= stride <= cfg.model.seq_len:
     raise ConfigError(f"stride={stride}: must be in [1, {cfg.model.seq_len}]; use the model's half")
   keep_compiled(cfg.data.cache_dir)
-  params, step = load_params(workdir, checkpoint)
-  corpus = open_corpus(cfg.data)
-  store = corpus.val if data is None else corpus.extra(data)
-  batches = eval_batches(store, cfg, max_tokens, stride)
+  cfg = dataclasses.replace(cfg, mesh=ONE_DEVICE)
+  kind, objective = kind_of(cfg), objective_of(cfg.objective)
+  state, step = load_state(workdir, checkpoint)
   programs = make_programs(cfg, sharding.make_mesh(ONE_DEVICE, devices=jax.devices()[:1]))
-  params = jax.device_put(params, programs.state_sharding.params)
-  hparams = jax.device_put(make_hparams(cfg), programs.scalar_sharding)
-  scores = evaluate_sets(programs, params, hparams, {"data": batches})[0]
-  loss = scores["eval/data/loss"]
+  missing = sorted(set(programs.run_shape.params) - set(usable_params(state)))
+  if missing:
+    raise ConfigError(
+      f"workdir={workdir}: has no {missing[0]}, as it was imported without; train one with train.init_from"
+    )
+  opened = kind.open(cfg)
+  chosen = kind.held_out(opened) if data is None else kind.extra_set(opened, data)
+  batches = kind.evaluate(chosen, cfg, max_tokens, stride)
+  put = lambda tree, layout: jax.device_put(tree, layout)
+  params = put(usable_params(state), programs.state_sharding.params)
+  extra = extra_of(programs, state)
+  hparams = put(make_hparams(cfg), programs.scalar_sharding)
+  found = evaluate_sets(programs, objective, params, extra, hparams, {"data": batches})[0]
+  scores = {key.removeprefix("eval/data/"): value for key, value in found.items()}
+  if objective.eval_metrics.get("loss", Metric("")).unit.startswith("nats/token"):
+    scores = {"loss": scores["loss"], "perplexity": math.exp(min(scores["loss"], 700.0)), **scores}
   return {
-    "workdir": str(workdir),
+    "workdir": bucket.name_of(workdir),
     "step": step,
     "data": data or "val",
-    "fingerprint": store.fingerprint,
-    "loss": loss,
-    "perplexity": math.exp(loss),
-    "bpb": scores["eval/data/bpb"],
-    "accuracy": scores["eval/data/accuracy"],
-    "tokens": batches.n_targets,
-    "bytes": batches.n_bytes,
+    "fingerprint": chosen.fingerprint,
+    **scores,
+    **batches.facts,
   }
 
 
+def _score(options) -> dict[str, object]:
+  """What the parsed options ask for: a task, or the objective's scores."""
+  workdir = bucket.local(options.workdir)
+  if options.task is None:
+    for name, off in (("beams", 1), ("length_penalty", 1.0), ("limit", None), ("answers", None)):
+      if getattr(options, name) != off:
+        raise ConfigError(f"{name}={getattr(options, name)}: is of a task; add --task")
+    return evaluate_run(
+      workdir, options.data, options.checkpoint, options.stride, options.max_tokens
+    )
+  for name in ("data", "stride", "max_tokens"):
+    if getattr(options, name) is not None:
+      raise ConfigError(f"{name}={getattr(options, name)}: is not of a task; leave it out")
+  task = options.task
+  if options.length_penalty != 1.0 and options.beams == 1:
+    raise ConfigError(
+      f"length_penalty={options.length_penalty}: is of beams; add --beams 5 or leave it out"
+    )
+  if options.answers and task.partition(":")[0] in READ:
+    raise ConfigError(
+      f"answers={options.answers}: is of tasks that write, such as translation; leave it out"
+    )
+  if options.answers and not pathlib.Path(options.answers).parent.is_dir():
+    raise ConfigError(f"answers={options.answers}: must be in a folder that exists; make it")
+  keep_compiled(rundir.read_config(workdir).data.cache_dir)
+  scores, answers = evaluate_task(
+    workdir, task, options.checkpoint, options.beams, options.length_penalty, options.limit
+  )
+  if options.answers:
+    lines = [json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers]
+    pathlib.Path(options.answers).write_text("".join(lines), encoding="utf-8")
+  return {"task": task, **scores}
+
+
 def main(argv: list[str]) -> int:
-  parser = flags.Parser(prog="python -m lm.evaluate", description=__doc__)
+  parser = Parser(prog="python -m lm.evaluate", description=__doc__)
   parser.add_argument("--workdir", required=True, help="run directory")
   parser.add_argument("--data", help="kind:argument as in data.sources; the held-out set if absent")
   parser.add_argument("--checkpoint", default="best", help="best, latest or a step")
   parser.add_argument("--stride", type=int, help="predicted tokens a window, the rest is context")
   parser.add_argument("--max_tokens", type=int, help="whole documents up to so many tokens")
+  parser.add_argument("--task", help="NAME:FILE instead of the loss, such as summary:test.jsonl")
+  parser.add_argument(
+    "--beams", type=int, default=1, help="of texts that a task asks for; 1 = greedy"
+  )
+  parser.add_argument("--length_penalty", type=float, default=1.0, help="of the beams' scores")
+  parser.add_argument("--limit", type=int, help="the first examples of a task alone")
+  parser.add_argument("--answers", help="file to write a task's texts to, a JSON object each")
   parser.add_argument("--json", action="store_true", help="print the scores as JSON")
   options, unknown = parser.parse_known_args(argv)
-  flags.reject_unknown(parser, unknown)
-  scores = evaluate_run(
-    pathlib.Path(options.workdir),
-    options.data,
-    options.checkpoint,
-    options.stride,
-    options.max_tokens,
-  )
+  reject_unknown(parser, unknown)
+  scores = _score(options)
   if options.json:
     print(json.dumps(scores))
   else:
@@ -140,4 +198,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-  flags.run_main(main)
+  run_main(main)

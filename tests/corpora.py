@@ -3,7 +3,7 @@
 import pathlib
 
 from configs.default import get_config
-from lm.config import DataConfig
+from lm.config.schema import DataConfig
 
 WORDS = "the cat sat on a mat and dogs ran after seven birds while rain fell".split()  # noqa: SIM905
 

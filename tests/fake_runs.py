@@ -2,10 +2,11 @@
 
 import pathlib
 
-from lm import plan, rundir
-from lm.flags import load_config
-from lm.log import Recorder
-from lm.resolve import resolve
+from lm.plan import run_plan as plan
+from lm.runs import rundir
+from lm.runs.record import Recorder
+from lm.setup.load import load_config
+from lm.setup.resolve import resolve
 
 SMOKE = "configs/smoke.py"
 VOCAB = 257
@@ -27,7 +28,9 @@ def fake_run(
     "tokenizer": {"name": "byte", "vocab_size": VOCAB, "fingerprint": "tok0"},
     "stores": {"val": store},
   }
-  run = rundir.open_run(workdir, cfg, {**about, "corpus_tokens": 10_000, "data": data, **facts})
+  run = rundir.open_run(
+    workdir, cfg, {**about.to_dict(), "corpus_tokens": 10_000, "data": data, **facts}
+  )
   recorder = Recorder(workdir, 0)
   steps, per_step = cfg.train.steps, cfg.train.batch_size * cfg.model.seq_len
   for step in range(10, steps + 1, 10):
@@ -36,7 +39,7 @@ def fake_run(
     if step % cfg.eval.every_steps == 0:
       metrics |= {"eval/val/loss": loss + left, "eval/val/bpb": (loss + left) / 0.7}
     tokens = step * per_step
-    per_token = about["flops_per_token"][cfg.train.flops_convention]
+    per_token = about.flops_per_token[cfg.train.flops_convention]
     recorder.metrics(step, {"tokens": tokens, "flops": tokens * per_token}, metrics)
   recorder.close()
   if status != "running":

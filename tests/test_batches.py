@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
-from lm.config import ConfigError
+from lm.config.errors import ConfigError
 from lm.data import order
 from lm.data.batches import EvalBatches, TrainBatches
 from lm.data.cache import open_corpus
@@ -64,6 +64,43 @@ def test_a_row_is_a_slice_of_the_stream(folder):
       assert batch["tokens"][b, :n].tolist() == stream[start : start + n].tolist()
       assert batch["targets"][b, :n].tolist() == stream[start + 1 : start + n + 1].tolist()
       assert batch["weights"][b].tolist() == [1.0] * n + [0.0] * (L - n)
+
+
+@pytest.mark.parametrize("pack", [True, False])
+def test_unique_tokens_are_a_seeded_subset_that_epochs_repeat(folder, pack):
+  """An epoch holds each of its rows once, the next one the same rows otherwise ordered."""
+  whole = make(folder, pack=pack)
+  rows = whole.n_rows // 3
+  tokens = round(rows * whole.epoch_tokens / whole.n_rows)
+  numbers = lambda data, epoch: [
+    data.rows_at(step)[b].start
+    for step, b in ((n // B, n % B) for n in range(epoch * rows, (epoch + 1) * rows))
+  ]
+  first = make(folder, pack=pack, unique_tokens=tokens, seed=1)
+  one, two = numbers(first, 0), numbers(first, 1)
+  assert len(set(one)) == rows and sorted(one) == sorted(two) and one != two
+  other = numbers(make(folder, pack=pack, unique_tokens=tokens, seed=2), 0)
+  assert len(set(other)) == rows and set(other) != set(one)
+
+
+def test_unique_tokens_are_shared_by_weight_and_cannot_exceed_the_corpus(folder):
+  data = two_sources(folder, weights=(3.0, 1.0), unique_tokens=40 * L)
+  seen = [collections.Counter(), collections.Counter()]
+  for step in range(100):
+    for row in data.rows_at(step):
+      seen[next(s for s, store in enumerate(data.stores) if store is row.store)][row.start] += 1
+  assert [len(s) for s in seen] == [30, 10]
+  with pytest.raises(
+    ConfigError, match=r"data.unique_tokens=10000000: the corpus has no more than"
+  ):
+    make(folder, unique_tokens=10_000_000)
+
+
+def test_unique_tokens_as_many_as_there_are_change_nothing(folder):
+  whole = make(folder)
+  same = make(folder, unique_tokens=whole.epoch_tokens)
+  for step in (0, 7, 300):
+    assert (whole.at(step)["tokens"] == same.at(step)["tokens"]).all()
 
 
 @pytest.mark.parametrize("pack", [True, False])
@@ -292,6 +329,9 @@ def test_evaluation_predicts_every_token_once_in_order(store, stride, max_tokens
   assert len(batches) == len(data)
   for batch in batches:
     assert all(value.shape == (batch_size, L) for value in batch.values())
+    text_BL = batch["weights"] * (batch["targets"] != store.eot_id)
+    np.testing.assert_array_equal(batch["text"], text_BL)
+    assert batch["text"].dtype == np.float32
     weights += batch["weights"].tolist()
     targets += itertools.chain(*predicted(batch))
   assert targets == store.tokens[: data.n_targets].tolist()

@@ -1,7 +1,9 @@
 """The token cache: what is in it, when it is built, and that it is whole whoever builds it."""
 
+import errno
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -10,8 +12,8 @@ import time
 import numpy as np
 import pytest
 
-from lm.config import ConfigError
-from lm.data import cache, sources
+from lm.config.errors import ConfigError
+from lm.data import folders, overlap, sources
 from lm.data.cache import describe, open_corpus
 from lm.data.spool import Spool
 from tests.corpora import data_config, line_config, write_docs
@@ -276,17 +278,259 @@ def test_without_locks_the_second_builder_yields_to_the_first(tmp_path, monkeypa
     write(*arguments)
 
   monkeypatch.setattr(Spool, "write", overtaken)
-  monkeypatch.setattr(cache.shutil, "rmtree", lambda *a, **k: None)
+  monkeypatch.setattr(folders.shutil, "rmtree", lambda *a, **k: None)
   assert open_quietly(line_config(tmp_path)).train[0].n_docs
 
 
-def test_a_damaged_store_is_named(tmp_path):
+DAMAGE = {
+  "missing": lambda path: path.unlink(),
+  "emptied": lambda path: path.write_bytes(b""),
+  "half": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+  "longer": lambda path: path.write_bytes(path.read_bytes() + b"xx"),
+  "zeroed": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+  "a bit": lambda path: path.write_bytes(
+    path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1])
+  ),
+}
+FILES = [
+  *(f"{side}/{name}.bin" for side in ("train-0", "val") for name in ("tokens", "doc_bytes")),
+  *("val/offsets.bin", "train-0/doc_hashes.bin", "val/store.json", "vocabulary.json"),
+  *("counts.json", "checksums.json"),
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_cache_is_built_again_with_a_line(tmp_path, damage, capfd):
+  write_docs(tmp_path)
+  whole = open_quietly(line_config(tmp_path))
+  for name in FILES:
+    before = (whole.folder / name).read_bytes()
+    DAMAGE[damage](whole.folder / name)
+    again = open_quietly(line_config(tmp_path))
+    assert again.fingerprint == whole.fingerprint and again.counts == whole.counts
+    assert texts(again.val, again.tokenizer) == texts(whole.val, whole.tokenizer)
+    assert (whole.folder / name).read_bytes() == before
+    shown = capfd.readouterr().err
+    assert shown.startswith(f"token cache {whole.folder}: ") and shown.count("\n") == 1
+    assert name in shown and shown.endswith("; building it again from the source\n")
+
+
+def test_a_whole_cache_is_hashed_once(tmp_path, monkeypatch):
+  write_docs(tmp_path)
+  monkeypatch.setattr(folders, "SETTLED_SECONDS", 0)
+  corpus = open_quietly(line_config(tmp_path))
+  hashed = []
+  monkeypatch.setattr(
+    folders, "file_digest", lambda path, read=folders.file_digest: hashed.append(path) or read(path)
+  )
+  open_quietly(line_config(tmp_path))
+  open_quietly(line_config(tmp_path))
+  assert len(hashed) == len(set(hashed))  # the second one found them remembered
+  (corpus.folder / "checked.json").write_text('{"val/tokens.bin": [')
+  open_quietly(line_config(tmp_path))
+  assert hashed
+
+
+def test_a_cache_whose_source_is_gone_is_an_error_of_the_source(tmp_path):
   write_docs(tmp_path)
   corpus = open_quietly(line_config(tmp_path))
-  with open(corpus.folder / "val" / "tokens.bin", "ab") as file:
-    file.write(b"xx")
-  with pytest.raises(ConfigError, match=r"tokens.bin is damaged; delete .*"):
+  (corpus.folder / "val" / "tokens.bin").unlink()
+  (tmp_path / "docs.txt").unlink()
+  with pytest.raises(ConfigError, match=r"data.sources=text:.*: no file matches"):
     open_quietly(line_config(tmp_path))
+
+
+@pytest.mark.parametrize(
+  ("number", "message"),
+  [
+    (errno.ENOSPC, "has no room for this token cache (No space left on device); free some, or"),
+    (errno.EROFS, "cannot be written (Read-only file system); choose another folder"),
+    (errno.EACCES, "cannot be written (Permission denied); choose another folder"),
+  ],
+)
+def test_a_cache_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, number, message):
+  write_docs(tmp_path)
+
+  def refused(*arguments, **options):
+    raise OSError(number, os.strerror(number))
+
+  cfg = line_config(tmp_path)
+  monkeypatch.setattr("lm.data.cache.write_store", refused)
+  with pytest.raises(ConfigError) as error:
+    open_quietly(cfg)
+  assert str(error.value).startswith(f"data.cache_dir={tmp_path / 'cache'}: {message}")
+  assert not [p for p in (tmp_path / "cache").iterdir() if p.is_dir()]  # nothing half built
+  monkeypatch.setattr(folders.tempfile, "mkdtemp", refused)
+  with pytest.raises(ConfigError, match=r"data.cache_dir="):
+    open_quietly(cfg)
+
+
+FULL_DISK = """
+import pathlib, resource, sys
+from lm.config.errors import ConfigError
+from lm.data.cache import open_corpus
+from tests.corpora import line_config
+cfg = line_config(pathlib.Path(sys.argv[1]))
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))  # a write past it fails as on a full disk
+try:
+  open_corpus(cfg, quiet=True)
+except ConfigError as error:
+  print(error)
+"""
+
+
+def test_a_full_disk_ends_in_one_line_and_leaves_nothing(tmp_path):
+  write_docs(tmp_path, 500)
+  command = [sys.executable, "-c", FULL_DISK, str(tmp_path)]
+  done = subprocess.run(command, check=True, capture_output=True, text=True)
+  assert "has no room for this token cache (File too large)" in done.stdout
+  assert done.stdout.count("\n") == 1
+  assert not [p for p in (tmp_path / "cache").iterdir() if p.is_dir()]
+
+
+def test_a_read_only_cache_that_is_whole_is_read(tmp_path, monkeypatch):
+  write_docs(tmp_path)
+  whole = open_quietly(line_config(tmp_path))
+  (whole.folder / "checked.json").unlink(missing_ok=True)
+
+  def refused(self, *arguments, **options):
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+  for name in ("write_text", "write_bytes", "replace"):
+    monkeypatch.setattr(pathlib.Path, name, refused)
+  assert open_quietly(line_config(tmp_path)).fingerprint == whole.fingerprint
+
+
+def test_where_the_file_system_has_no_locks_the_corpus_is_built_all_the_same(tmp_path, monkeypatch):
+  import fcntl
+
+  def refused(*arguments):
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+  write_docs(tmp_path)
+  monkeypatch.setattr(fcntl, "flock", refused)
+  assert open_quietly(line_config(tmp_path)).val.n_docs
+
+
+def test_folders_with_blanks_and_other_letters(tmp_path):
+  folder = tmp_path / "mein Ördner [1], 語料" / "α β"
+  folder.mkdir(parents=True)
+  docs = write_docs(folder)
+  corpus = open_quietly(line_config(folder))
+  assert sorted(texts(corpus.train[0], corpus.tokenizer) + texts(corpus.val, corpus.tokenizer)) == (
+    sorted(docs)
+  )
+
+
+def test_a_source_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
+  write_docs(tmp_path)
+  write = Spool.write
+
+  def disturbed(*arguments):
+    write(*arguments)
+    write_docs(tmp_path, 61)
+
+  monkeypatch.setattr(Spool, "write", disturbed)
+  with pytest.raises(ConfigError, match="has changed while it was read; run again"):
+    open_quietly(line_config(tmp_path))
+
+
+# --- overlap of the sides ---
+
+
+def long_docs(n, seed, words=120):
+  rng = np.random.default_rng(seed)
+  return [" ".join(f"w{i}" for i in rng.integers(0, 10_000, words)) for _ in range(n)]
+
+
+def brute_force(train, val, tokenizer):
+  """What overlap.measure counts, from sets of tuples."""
+
+  def cut(text):
+    ids = tokenizer.encode(text)
+    return [tuple(ids[i : i + 50]) for i in range(len(ids) - 49)]
+
+  known = {run for text in train for run in cut(text)}
+  runs = [[run in known for run in cut(text)] for text in val]
+  return {
+    "documents": len(val),
+    "duplicates": sum(text in train for text in val),
+    "sharing_documents": sum(any(found) for found in runs),
+    "runs": sum(map(len, runs)),
+    "shared_runs": sum(map(sum, runs)),
+    "window": 50,
+    "thinned": 1,
+  }
+
+
+@pytest.mark.parametrize("chunk", [1 << 15, 64])
+@pytest.mark.parametrize("tokenizer", ["byte", "word"])
+def test_overlap_counts_copies_and_runs_of_fifty_tokens(tmp_path, monkeypatch, tokenizer, chunk):
+  monkeypatch.setattr(overlap, "CHUNK", chunk)
+  train = long_docs(30, seed=1)
+  words = train[3].split()
+  val = [
+    *long_docs(5, seed=2),
+    train[7],  # a copy
+    " ".join(["new", *words[10:60], "words"]),  # 50 of its words in a row
+    " ".join(["new", *words[10:59], "words"]),  # 49
+    "short",
+    train[8].upper(),
+  ]
+  (tmp_path / "docs.txt").write_text("\n".join(train))
+  (tmp_path / "val.txt").write_text("\n".join(val))
+  cfg = line_config(tmp_path, tokenizer=tokenizer, min_freq=1)
+  corpus = open_quietly(cfg)
+  kept = texts(corpus.train[0], corpus.tokenizer)
+  assert train[3] in kept and train[7] in kept
+  corpus.extra(f"other=text:{tmp_path}/val.txt")
+  assert corpus.overlap["other"] == brute_force(kept, val, corpus.tokenizer)
+  assert corpus.overlap["other"]["duplicates"] == 1
+  assert corpus.overlap["val"] == brute_force(
+    kept, texts(corpus.val, corpus.tokenizer), corpus.tokenizer
+  )
+  if tokenizer == "word":
+    assert corpus.overlap["other"]["sharing_documents"] == 2
+  told = describe(corpus)["overlap"]
+  assert set(told) == {"val", "other"}
+  assert json.loads((corpus.folder / "counts.json").read_text())["overlap"] == told["val"]
+
+
+def test_a_thinned_overlap_is_near_the_whole(tmp_path, monkeypatch):
+  train = long_docs(40, seed=1)
+  (tmp_path / "docs.txt").write_text("\n".join(train))
+  (tmp_path / "val.txt").write_text("\n".join([*train[:10], *long_docs(10, seed=3)]))
+  shares = []
+  for name, sample in (("a", 1 << 18), ("b", 2000)):
+    monkeypatch.setattr(overlap, "SAMPLE", sample)
+    corpus = open_quietly(line_config(tmp_path, cache_dir=str(tmp_path / name)))
+    corpus.extra(f"x=text:{tmp_path}/val.txt")
+    found = corpus.overlap["x"]
+    shares.append(found["shared_runs"] / found["runs"])
+  assert found["thinned"] > 3 and found["runs"] < 3000
+  assert abs(shares[0] - shares[1]) < 0.05
+
+
+def test_overlap_and_what_is_left_out_are_said_in_a_line_each(tmp_path, capfd):
+  lines = [json.dumps({"text": text}) for text in long_docs(40, seed=1)]
+  (tmp_path / "docs.jsonl").write_text("\n".join([*lines, '{"text": null}', "{}", '{"text": " "}']))
+  cfg = data_config(
+    tmp_path, sources=(f"text:{tmp_path}/docs.jsonl",), val_fraction=0.3, tokenizer="byte"
+  )
+  corpus = open_corpus(cfg)
+  shown = capfd.readouterr().err
+  assert corpus.counts == {"read": 43, "no_text": 2, "blank": 1}
+  assert "corpus: 43 documents read; left out: 2 without text, 1 blank\n" in shown
+  assert "held-out documents, and no 50 tokens in a row of one, stand in training\n" in shown
+  corpus.extra(f"same=text:{tmp_path}/docs.jsonl")
+  assert "same: of 40 held-out documents" in capfd.readouterr().err
+
+
+def test_tokens_of_text_are_all_but_the_separators(tmp_path):
+  write_docs(tmp_path)
+  store = open_quietly(line_config(tmp_path)).train[0]
+  for n in (0, 1, int(store.offsets[1]), int(store.offsets[1]) + 1, store.n_tokens):
+    assert store.n_text_tokens(n) == (store.tokens[:n] != store.eot_id).sum()
 
 
 def test_a_cache_folder_that_cannot_be_made_is_an_error(tmp_path):
@@ -307,9 +551,10 @@ def test_progress_is_shown_on_stderr_unless_quiet(tmp_path, capfd):
 MEASURE = """
 import pathlib, re, sys, threading, time
 from tests.corpora import data_config
-from lm.data import store, tokenizers
+from lm.data import overlap, store
+from lm.data.tokenizers import library
 from lm.data.cache import open_corpus
-tokenizers.BPE_SAMPLE_BYTES, store.CHUNK_BYTES = 2_000_000, 1 << 18
+library.BPE_SAMPLE_BYTES, store.CHUNK_BYTES, overlap.SAMPLE = 2_000_000, 1 << 18, 1 << 14
 peak = 0
 def watch():
   global peak

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.checkpoint import Checkpointer, best_step, load_params
-from lm.config import CheckpointConfig
-from lm.flags import load_config
-from lm.resolve import resolve
+from lm.config.schema import CheckpointConfig
+from lm.runs.checkpoint import Checkpointer, best_step, load_params
+from lm.setup.load import load_config
+from lm.setup.resolve import resolve
 
 METRIC = "eval/val/loss"
 # What is saved at each step: whether it was due, and which step was the best by then.
@@ -72,7 +72,13 @@ def test_without_evaluations_the_latest_is_loaded(tmp_path):
 
 
 def test_the_earliest_of_equal_steps_is_the_best():
+  cfg = resolve(load_config("configs/smoke.py"), vocab_size=256, n_devices=1)
   records = [{"step": 1, METRIC: 2.0}, {"step": 2, METRIC: 1.0}, {"step": 3, METRIC: 1.0}]
-  assert best_step(records, METRIC, [1, 2, 3]) == 2
-  assert best_step(records, METRIC, [3, 1]) == 3
-  assert best_step(records, "eval/other/loss", [1, 2, 3]) is None
+  assert best_step(records, cfg, [1, 2, 3]) == 2
+  assert best_step(records, cfg, [3, 1]) == 3
+  watched = lambda name: dataclasses.replace(
+    cfg, eval=dataclasses.replace(cfg.eval, stop_metric=f"eval/val/{name}")
+  )
+  assert best_step(records, watched("bpb"), [1, 2, 3]) is None
+  accuracies = [{"step": 1, "eval/val/accuracy": 0.5}, {"step": 2, "eval/val/accuracy": 0.7}]
+  assert best_step(accuracies, watched("accuracy"), [1, 2]) == 2  # where higher is better

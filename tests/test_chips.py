@@ -2,7 +2,7 @@
 
 import pytest
 
-from lm.chips import CHIPS, find_chip, peak_flops
+from lm.devices.chips import CHIPS, find_chip, peak_flops
 
 
 @pytest.mark.parametrize("device_kind, name", [

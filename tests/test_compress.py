@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from lm.compress import BLOCK, SMALLEST, Compressed, compressed, dynamic_code
-from lm.config import ConfigError
+from lm.config.errors import ConfigError
+from lm.optim.low_bit import BLOCK, SMALLEST, Compressed, compressed, dynamic_code
 from tests.test_step import config, run
 
 
@@ -77,6 +77,7 @@ def test_random_rounding_is_unbiased_and_keeps_means_moving():
   assert float(nearest) < 0.7 * (1 - 0.999**700)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["bfloat16", "int8"])
 def test_training_hardly_notices(how):
   shape = {"model__width": 64, "model__vocab_size": 264, "train__steps": 30}
@@ -89,6 +90,7 @@ def test_training_hardly_notices(how):
   assert ("bfloat16" if how == "bfloat16" else "uint8") in kinds
 
 
+@pytest.mark.slow
 def test_a_mesh_splits_the_codes_like_the_parameters():
   shape = {"model__width": 64, "model__vocab_size": 264, "optim__state_dtype": "int8"}
   alone, _ = run(config(**shape), steps=3)

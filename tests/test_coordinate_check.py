@@ -18,6 +18,7 @@ def assert_transfers(rows):
       assert slopes["standard", layer] > 0.4, (field, layer, slopes["standard", layer])
 
 
+@pytest.mark.slow
 def test_a_wider_model_changes_as_much_under_mup_and_more_under_standard():
   assert_transfers(coordinate_check.check(widths=(64, 256)))
 

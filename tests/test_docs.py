@@ -1,84 +1,69 @@
-"""README and help texts say what is so: files, commands, options, metrics and examples exist."""
+"""README and the rooms' pages say what is so: files, rooms and metrics exist (commands: test_commands)."""
 
-import importlib
+import json
 import pathlib
 import re
-import shlex
+import subprocess
+import sys
 
 import pytest
 
-from lm.flags import load_config
-from lm.log import METRICS
-
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-PROGRAMS = ("train", "lm.generate", "lm.evaluate", "lm.hf")
+ROOMS = sorted(
+  path.relative_to(ROOT).as_posix()
+  for folder in ("lm", "experiments")
+  for path in (ROOT / folder).iterdir()
+  if (path / "__init__.py").exists()
+)
 
 
-def commands() -> list[str]:
-  """Every `python ...` command in README's code blocks and tables."""
-  found = re.findall(r"`(python [^`]+)`", README)
-  for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL):
-    found += re.findall(r"(python (?:-m \S+|\S+\.py)[^&\n]*)", block)
-  return [command for command in dict.fromkeys(found) if " -m venv" not in command]
-
-
-def help_of(program: str, capsys) -> str:
-  with pytest.raises(SystemExit) as ended:
-    importlib.import_module(program).main(["--help"])
-  assert ended.value.code == 0
-  return capsys.readouterr().out
-
-
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_help_has_a_runnable_example(program, capsys):
-  text = help_of(program, capsys)
-  name = "python train.py" if program == "train" else f"python -m {program}"
-  examples = [line.strip() for line in text.splitlines() if line.strip().startswith(name)]
-  assert examples
-  for example in examples:
-    for option in re.findall(r" (--[a-z_]+)(?:[ =]|$)", example):
-      assert option in text, f"{example}: no option {option}"
-
-
-@pytest.mark.parametrize("command", commands())
-def test_readme_commands_exist(command, capsys):
-  words = shlex.split(command)
-  if words[1] == "-m":
-    assert importlib.util.find_spec(words[2]), command
-    program, rest = words[2], words[3:]
-  else:
-    assert (ROOT / words[1]).exists(), command
-    program, rest = words[1].removesuffix(".py").replace("/", "."), words[2:]
-  if program in PROGRAMS:
-    text = help_of(program, capsys)
-    for word in rest:
-      if word.startswith("--") and not word.startswith("--config."):
-        assert word.split("=")[0] in text, f"{command}: no option {word}"
-  for spec in re.findall(r"configs/\w+\.py(?::\w+)?", command):
-    load_config(spec)
-
-
-def test_every_file_is_on_the_map_and_every_file_on_the_map_exists():
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_room_lists_its_files_and_every_file_listed_exists(room):
+  text = (ROOT / room / "README.md").read_text()
   here = {
-    path.relative_to(ROOT).as_posix()
-    for folder in ("lm", "configs", "experiments", "benchmarks")
-    for path in (ROOT / folder).glob("**/*.py")
-    if path.name != "__init__.py" or path.stat().st_size > 200
+    path.relative_to(ROOT / room).as_posix()
+    for path in (ROOT / room).rglob("*.py")
+    if path.name != "__init__.py" or path.stat().st_size >= 200
   }
-  mapped = set(
-    re.findall(r"^\| `((?:lm|configs|experiments|benchmarks)/\S+\.py)` \|", README, re.M)
-  )
-  assert here - mapped == set()
-  assert mapped - here == set()
+  assert set(re.findall(r"^\| `(\S+\.py)` \|", text, re.M)) == here
+  assert f"[`{room}/`]({room}/README.md)" in README
 
 
 def test_the_metrics_table_is_the_one_in_the_code():
-  rows = dict(
-    re.findall(r"^\| `((?:train|optim|eval|perf)/\S+)` \| (.+) \|$", README, re.MULTILINE)
+  """Asked of a process of its own: other tests add objectives to the tables of this one."""
+  code = "import json, lm.runs.metrics as m; print(json.dumps(m.all_metrics()))"
+  known = json.loads(
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True).stdout
   )
-  assert rows == METRICS
+  text = (ROOT / "lm/runs/README.md").read_text()
+  rows = dict(re.findall(r"^\| `((?:train|optim|eval|perf)/\S+)` \| (.+) \|$", text, re.MULTILINE))
+  assert rows == known
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "AGENTS.md"])
+def test_files_and_tables_that_a_page_names_exist(page):
+  text = (ROOT / page).read_text()
+  folders = r"(?:lm|experiments|configs|tests|benchmarks|\.ci)/"
+  for path in set(re.findall(rf"`({folders}[\w./-]*|[\w-]+\.(?:py|md|txt))`", text)):
+    assert (ROOT / path).exists(), f"{page} names {path}"
+  for table, path in re.findall(rf"`([A-Z]+)` in `({folders}[\w./-]+\.py)`", text):
+    assert re.search(rf"^{table}\b", (ROOT / path).read_text(), re.M), (
+      f"{page}: no {table} in {path}"
+    )
 
 
 def test_nothing_is_left_to_fill_in():
   assert not re.findall(r"@[A-Z_]+@", README)
+
+
+def test_every_guarantee_names_tests_that_exist():
+  text = (ROOT / "tests/README.md").read_text()
+  rows = [line for line in text.splitlines() if line.startswith("| **")]
+  assert len(rows) > 15
+  for row in rows:
+    names = re.findall(r"`(test_\w+\.py)(?:::(\w+))?`", row)
+    assert names, row
+    for file, name in names:
+      content = (ROOT / "tests" / file).read_text()
+      assert not name or f"def {name}(" in content, f"{file}::{name}"

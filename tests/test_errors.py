@@ -5,10 +5,10 @@ import sys
 
 import pytest
 
-from lm.config import ConfigError
+from lm.config.errors import ConfigError
 from lm.data.tokenizers import known_vocab_size
-from lm.flags import load_config
-from lm.resolve import resolve
+from lm.setup.load import load_config
+from lm.setup.resolve import resolve
 
 DEFAULT = "configs/default.py"
 
@@ -40,7 +40,7 @@ BAD = [
   ({"train.accumulate": "0"}, "train.accumulate=0: must be at least 1; try 1"),
   (
     {"optim.name": "adamv"},
-    "optim.name=adamv: must be one of sgd, adam, adamw, lion, adafactor, muon; did you mean adam?",
+    "optim.name=adamv: must be one of sgd, adam, adamw, adagrad, lion, adafactor, muon; did you mean adam?",
   ),
   (
     {"model.dtype": "float16"},
@@ -48,7 +48,8 @@ BAD = [
   ),
   (
     {"data.sources": "foo"},
-    "data.sources=foo: no such source; use one of docstrings, python, text, tfds, synthetic",
+    "data.sources=foo: no such source; use one of docstrings, python, text, tfds, oracle, facts, "
+    "parallel, reversed, synthetic",
   ),
   ({"data.sources": ""}, "data.sources=(): must name at least one source; use docstrings"),
   (
@@ -121,7 +122,7 @@ BAD = [
   ({"eval.sets": "val=python"}, "eval.sets=val=python: the name val is taken; choose another"),
   (
     {"eval.stop_metric": "eval/vla/loss"},
-    "eval.stop_metric=eval/vla/loss: must be one of eval/val/loss, eval/val/bpb; "
+    "eval.stop_metric=eval/vla/loss: must be one of eval/val/loss, eval/val/bpb, eval/val/accuracy; "
     "did you mean eval/val/loss?",
   ),
   ({"mesh.fsdp": "0"}, "mesh.fsdp=0: must be at least 1, or -1 for the rest; use 1"),

@@ -1,9 +1,11 @@
 """The launcher against processes that only pretend to train, and both back ends against train.py."""
 
+import errno
 import fcntl
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,13 +14,16 @@ import time
 
 import pytest
 
-from experiments import launch, live, sweep
-from experiments.launch import Devices, Job, Slot
-from experiments.ledger import read_ledger
-from experiments.rows import read_row
-from experiments.sweep import Run
-from lm.config import ConfigError
-from lm.log import read_jsonl
+from experiments.launch import jobs, local, locks, loop, slots, stacks
+from experiments.launch.jobs import Job
+from experiments.launch.local import Local
+from experiments.launch.slots import Devices, Slot
+from experiments.ledger.ledger import read_ledger
+from experiments.ledger.rows import read_row
+from experiments.report import live
+from experiments.sweep import Run, sweep
+from lm.config.errors import ConfigError
+from lm.files import read_jsonl
 from tests.fake_runs import SMOKE, fake_run
 
 # A worker: appends to `starts`, behaves, and leaves the files of a finished run in its place.
@@ -79,12 +84,12 @@ def starts(member):
 def run_all(members, make_jobs, slots=2, **options):
   places = [Slot({"PLACE": str(i)}, None) for i in range(slots)]
   with live.Watch("test", io.StringIO()) as watch:
-    return launch.launch(lambda rows: members, make_jobs, places, watch, **options)
+    return loop.launch(lambda rows: members, Local(places, make_jobs), watch, **options)
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-  monkeypatch.setattr(launch, "POLL", 0.02)
+  monkeypatch.setattr(local, "POLL", 0.02)
 
 
 def test_every_run_is_trained_once_and_a_second_launch_does_nothing(pretend):
@@ -137,33 +142,91 @@ def test_one_signal_interrupts_all_and_all_can_go_on(pretend):
 
 def test_a_run_that_another_process_holds_is_waited_for_and_not_started(pretend):
   members, make_jobs = pretend("well", "well")
-  held = launch._lock(members[0].workdir)
-  assert launch._lock(members[0].workdir) is None
+  held = locks.take(members[0].workdir)
+  assert locks.take(members[0].workdir) is None
 
   def finish():
     time.sleep(0.5)
     fake_run(members[0].workdir)
-    fcntl.flock(held, fcntl.LOCK_UN)
+    held.release()
 
   other = threading.Thread(target=finish)
   other.start()
   rows, _ = run_all(members, make_jobs)
   other.join()
-  os.close(held)
   assert {row["status"] for row in rows.values()} == {"done"}
   assert starts(members[0]) == 0 and starts(members[1]) == 1
 
 
 def test_a_process_holds_its_runs_lock_until_it_ends(pretend):
   (member,), make_jobs = pretend("slow")
-  process = launch._spawn(make_jobs([member])[0], Slot({}, None))
-  assert os.getsid(process.pid) == process.pid  # a terminal's Ctrl-C does not reach it
-  assert launch._lock(member.workdir) is None
+  backend = Local([Slot({}, None)], make_jobs)
+  (work,) = loop._submit(make_jobs([member]), backend)
+  pid = int(work.ticket.id)
+  assert os.getsid(pid) == pid  # a terminal's Ctrl-C does not reach it
+  assert locks.take(member.workdir) is None
   (member.workdir / "go").touch()
-  process.wait()
-  lock = launch._lock(member.workdir)
+  while backend.poll([work.ticket])[0].status == "running":
+    time.sleep(0.02)
+  lock = locks.take(member.workdir)
   assert lock is not None
-  os.close(lock)
+  lock.release()
+
+
+def test_a_retried_run_keeps_the_log_of_its_first_attempt(pretend):
+  (member,), make_jobs = pretend("crash")
+  _rows, _ = run_all([member], make_jobs)
+  run_all([member], make_jobs, retry=True)
+  log = (member.workdir / "log.txt").read_text()
+  assert log.count("MemoryError: too large") == log.count(jobs.STARTED) == 2
+  assert jobs.last_attempt(member.workdir / "log.txt").count("MemoryError") == 1
+  with open(member.workdir / "log.txt", "a") as file:
+    file.write(jobs.start_line())
+  assert jobs.last_line(member.workdir / "log.txt") == ""  # not the error of the attempt before
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])
+def test_where_flock_is_not_supported_a_file_is_the_lock(pretend, monkeypatch, code):
+  def unsupported(*_):
+    raise OSError(code, os.strerror(code))
+
+  monkeypatch.setattr(fcntl, "flock", unsupported)
+  members, make_jobs = pretend("well", "well")
+  rows, _ = run_all(members, make_jobs)
+  assert {row["status"] for row in rows.values()} == {"done"}
+  held = locks.take(members[0].workdir)
+  assert held is not None and locks.take(members[0].workdir) is None
+  held.release()
+  locks.take(members[0].workdir).release()
+
+
+def test_a_silent_holder_on_another_machine_is_named_and_not_waited_for(pretend, monkeypatch):
+  def unsupported(*_):
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+  monkeypatch.setattr(fcntl, "flock", unsupported)
+  (member,), make_jobs = pretend("well")
+  member.workdir.mkdir()
+  marker = member.workdir / ".lock.holder"
+  marker.write_text("12345\nfar-away\n")
+  assert locks.take(member.workdir) is None  # it may be alive
+  for path in member.workdir.iterdir():
+    os.utime(path, (time.time() - 2 * locks.SILENT,) * 2)
+  with pytest.raises(ConfigError, match=r"held by process 12345 of far-away.*delete .*lock.holder"):
+    run_all([member], make_jobs)
+
+
+def test_an_error_of_the_lock_is_said_and_not_taken_for_a_holder(pretend, monkeypatch):
+  def broken(*_):
+    raise OSError(errno.EIO, "Input/output error")
+
+  monkeypatch.setattr(fcntl, "flock", broken)
+  members, make_jobs = pretend("well")
+  with pytest.raises(
+    ConfigError, match=r"cannot be locked \(Input/output error\); make it writable"
+  ):
+    run_all(members, make_jobs)
+  assert starts(members[0]) == 0
 
 
 def test_slots_are_filled_and_never_overfilled(pretend):
@@ -175,13 +238,13 @@ def test_slots_are_filled_and_never_overfilled(pretend):
       nonlocal most
       most = max(most, len(working))
 
-  slots = [Slot({"PLACE": str(i)}, None) for i in range(2)]
-  launch.launch(lambda rows: members, make_jobs, slots, Watch())
+  places = [Slot({"PLACE": str(i)}, None) for i in range(2)]
+  loop.launch(lambda rows: members, Local(places, make_jobs), Watch())
   assert most == 2
-  places = {
+  used = {
     line.split()[1] for m in members for line in (m.workdir / "starts").read_text().splitlines()
   }
-  assert places == {"0", "1"}
+  assert used == {"0", "1"}
 
 
 def test_more_runs_may_be_wanted_as_runs_end(pretend):
@@ -191,11 +254,10 @@ def test_more_runs_may_be_wanted_as_runs_end(pretend):
     ended = [m for m in members if rows.get(m.name, {}).get("status") == "done"]
     return members[: len(ended) + 1]
 
-  slots = [Slot({}, None)]
   watch = lambda *_: None
-  rows, _ = launch.launch(wanted, make_jobs, slots, watch)
+  rows, _ = loop.launch(wanted, Local([Slot({}, None)], make_jobs), watch)
   assert len(rows) == 3
-  rows, _ = launch.launch(wanted, make_jobs, slots, watch)  # seen again from the directories alone
+  rows, _ = loop.launch(wanted, Local([Slot({}, None)], make_jobs), watch)  # from the directories
   assert len(rows) == 3 and [starts(m) for m in members] == [1, 1, 1]
 
 
@@ -222,25 +284,25 @@ def test_a_damaged_run_is_left_alone_and_said_to_be_so(pretend, retry):
 
 def test_accelerators_are_shared_out_whole():
   gpus = Devices("gpu", "NVIDIA H100", 4)
-  assert [s.env["CUDA_VISIBLE_DEVICES"] for s in launch.make_slots(gpus, None, 1)] == list("0123")
-  assert [s.env["CUDA_VISIBLE_DEVICES"] for s in launch.make_slots(gpus, None, 2)] == ["0,1", "2,3"]
-  shared = launch.make_slots(gpus, 6, 1)
+  assert [s.env["CUDA_VISIBLE_DEVICES"] for s in slots.make_slots(gpus, None, 1)] == list("0123")
+  assert [s.env["CUDA_VISIBLE_DEVICES"] for s in slots.make_slots(gpus, None, 2)] == ["0,1", "2,3"]
+  shared = slots.make_slots(gpus, 6, 1)
   assert [s.env["CUDA_VISIBLE_DEVICES"] for s in shared] == list("012301")
   assert shared[0].env["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
-  tpu = launch.make_slots(Devices("tpu", "TPU v5 lite", 4), 2, 1)
+  tpu = slots.make_slots(Devices("tpu", "TPU v5 lite", 4), 2, 1)
   assert [s.env["TPU_VISIBLE_CHIPS"] for s in tpu] == ["0", "1"]
-  assert launch.make_slots(gpus, 1, 4) == [Slot({}, None)]  # everything there is
+  assert slots.make_slots(gpus, 1, 4) == [Slot({}, None)]  # everything there is
   with pytest.raises(ConfigError, match="this machine has 4"):
-    launch.make_slots(gpus, None, 8)
+    slots.make_slots(gpus, None, 8)
   with pytest.raises(ConfigError, match="workers=0: must be at least 1"):
-    launch.make_slots(gpus, 0, 1)
+    slots.make_slots(gpus, 0, 1)
 
 
 def test_cores_are_shared_out_without_overlap(monkeypatch):
   monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
-  slots = launch.make_slots(Devices("cpu", "cpu", 1), 3, 1)
-  assert sorted(core for slot in slots for core in slot.cpus) == list(range(6))
-  fake = launch.make_slots(Devices("cpu", "cpu", 1), 1, 4)[0]
+  shares = slots.make_slots(Devices("cpu", "cpu", 1), 3, 1)
+  assert sorted(core for slot in shares for core in slot.cpus) == list(range(6))
+  fake = slots.make_slots(Devices("cpu", "cpu", 1), 1, 4)[0]
   assert "--xla_force_host_platform_device_count=4" in fake.env["XLA_FLAGS"]
 
 
@@ -248,7 +310,7 @@ def test_cores_are_shared_out_without_overlap(monkeypatch):
 
 
 def stack_names(members, size=8):
-  return [[m.name for m in group] for group in launch.stack_groups(members, size)]
+  return [[m.name for m in group] for group in stacks.stack_groups(members, size)]
 
 
 def test_only_runs_of_one_program_and_length_are_stacked(tmp_path):
@@ -270,14 +332,15 @@ def test_runs_that_stopped_elsewhere_are_not_stacked_with_fresh_ones(tmp_path):
 
 
 def test_a_command_line_says_what_the_overrides_say(tmp_path):
-  from lm.flags import load_config, split_overrides
+  from lm.config.command_line import split_overrides
+  from lm.setup.load import load_config
 
   overrides = {
     "data.weights": (), "data.sources": ("synthetic:markov-64",), "optim.warmup_frac": None,
     "optim.warmup_tokens": 4096, "model.bias": True, "optim.eps": 1e-9, "sample.prompt": "a b=c",
   }  # fmt: skip
   (member,) = sweep.resolve_runs([Run("a", overrides, SMOKE)], tmp_path)
-  (job,) = launch.local_jobs([member], {"log.wandb": "disabled"})
+  (job,) = jobs.local_jobs([member], {"log.wandb": "disabled"})
   _, words = split_overrides(job.command)
   assert load_config(SMOKE, words) == load_config(SMOKE, {**overrides, "log.wandb": "disabled"})
 
@@ -300,7 +363,7 @@ def test_a_status_is_told_once_in_plain_lines(tmp_path, capsys):
   with live.Watch("title", sys.stdout) as watch:
     for status in ("waiting", "running", "running", "failed", "failed"):
       watch([member], {"a": {"status": status, "reason": "why"}}, [], False)
-  assert capsys.readouterr().out.split("\n") == ["failed      a  why", ""]
+  assert capsys.readouterr().out.split("\n") == ["failed a: why", ""]
 
 
 # ---- For real ------------------------------------------------------------------------------------
@@ -333,7 +396,10 @@ def test_both_back_ends_train_the_same_and_a_diverging_run_harms_no_other(tmp_pa
     out = command(["run", *SWEEP, "--on", on, "--root", str(root), "--save_as", "s", "--json"])
     assert out.returncode == 1, out.stderr
     rows = {row["name"]: row for row in json.loads(out.stdout)["runs"]}
-    assert rows["peak_lr=1e30"]["status"] == "failed" and "nan" in rows["peak_lr=1e30"]["reason"]
+    wild = rows["peak_lr=1e30"]
+    assert wild["status"] == "failed" and re.search(
+      r"step \d+: train/\w+ is (nan|inf)", wild["reason"]
+    )
     assert rows["peak_lr=1e-3"]["status"] == rows["peak_lr=4e-3"]["status"] == "done"
   for name in ("peak_lr=1e-3", "peak_lr=4e-3"):
     alone, stacked = (
@@ -382,3 +448,13 @@ def test_halving_trains_few_runs_in_full(tmp_path):
   steps = sorted(row["steps"] for row in json.loads(out.stdout)["runs"])
   assert steps == [15, 15, 15, 15, 30, 30, 60]
   assert command(["run", "h", "--root", str(tmp_path)]).returncode == 0
+
+
+def test_a_launchers_lock_does_not_keep_out_the_process_that_it_starts(tmp_path):
+  """The launcher's lock is handed down; the process takes one of its own beside it."""
+  from lm.runs import lock
+
+  held = locks.take(tmp_path)
+  lock.take(tmp_path)
+  lock.release(tmp_path)
+  held.release()

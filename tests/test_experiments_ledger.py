@@ -10,10 +10,10 @@ import fsspec
 import numpy as np
 import pytest
 
-from experiments import compare, ledger, rows
-from lm.config import ConfigError
-from lm.log import write_json
-from lm.rundir import read_config, read_run
+from experiments.ledger import compare, ledger, rows
+from lm.config.errors import ConfigError
+from lm.files import write_json
+from lm.runs.rundir import read_config, read_run
 from tests.fake_runs import fake_run
 
 
@@ -184,7 +184,7 @@ def test_sorting_puts_rows_without_the_key_last(root):
     (lambda run: ledger.load_ledger("nowhere.jsonl"), "ledger=nowhere.jsonl: no such file"),
     (lambda run: compare.compare(run.rows[:1]), "compare=1 run: needs at least two"),
     (lambda run: compare.curve_of(run.rows[0], "epochs"), "x=epochs: must be one of step, tokens"),
-    (lambda run: compare.smooth(np.ones(3), 1.0), "smooth=1.0: must be in [0, 1)"),
+    (lambda run: compare.smooth(np.ones(3), np.ones(3), 9.0), "smooth=9.0: must be in [0, 2], decades"),
   ],
 )  # fmt: skip
 def test_bad_questions_get_one_line(root, act, words):
@@ -262,21 +262,98 @@ def test_seed_spread_joins_runs_that_differ_in_seeds_only(root):
   assert spread[0]["std"] == pytest.approx(math.sqrt(0.02))
 
 
-def test_smoothing_has_no_start_up_bias_and_weight_0_changes_nothing():
-  values = np.array([4.0, 3.0, 2.0])
-  np.testing.assert_array_equal(compare.smooth(values, 0.0), values)
-  np.testing.assert_allclose(compare.smooth(np.full(5, 7.0), 0.9), 7.0)
-  np.testing.assert_allclose(compare.smooth(values, 0.5)[1], (3.0 + 0.5 * 4.0) / 1.5)
+def test_smoothing_keeps_a_straight_line_in_log_x_and_width_0_changes_nothing():
+  x = np.array([1.0, 2, 3, 10, 11, 12, 100, 1000])  # however unevenly spaced
+  line = 9.0 - 2.0 * np.log10(x)
+  np.testing.assert_array_equal(compare.smooth(x, line, 0.0), line)
+  np.testing.assert_allclose(compare.smooth(x, line, 0.3), line, rtol=1e-9)  # at both ends, too
+  noise = np.random.default_rng(0).standard_normal(400)
+  dense = np.geomspace(1, 1e4, 400)
+  assert np.std(compare.smooth(dense, noise, 0.2)) < 0.3
 
 
-@pytest.mark.parametrize("weight", [0.0, 0.9])
+@pytest.mark.parametrize("width", [0.0, 0.3])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_value_that_is_none_does_not_spread_to_its_neighbours(weight, bad):
-  with_bad = compare.smooth(np.array([4.0, 3.0, bad, 2.0, 1.0]), weight)
+def test_a_value_that_is_none_does_not_spread_to_its_neighbours(width, bad):
+  x = np.array([1.0, 2, 3, 4, 5])
+  with_bad = compare.smooth(x, np.array([4.0, 3.0, bad, 2.0, 1.0]), width)
   np.testing.assert_array_equal(with_bad[2], bad)
-  np.testing.assert_array_equal(
-    with_bad[[0, 1, 3, 4]], compare.smooth(np.array([4.0, 3.0, 2.0, 1.0]), weight)
+  rest = [0, 1, 3, 4]
+  without = compare.smooth(x[rest], np.array([4.0, 3.0, 2.0, 1.0]), width)
+  np.testing.assert_array_equal(with_bad[rest], without)
+
+
+# ---- Binned records ------------------------------------------------------------------------------
+
+
+def long_record(n=10_000, every=2500):
+  rng = np.random.default_rng(0)
+  steps = np.arange(1, n + 1)
+  loss = 2 + 6 * steps**-0.4 + 0.1 * rng.standard_normal(n)
+  return {
+    "step": steps.tolist(),
+    "tokens": (steps * 1024).tolist(),
+    "train/loss": loss.tolist(),
+    "eval/val/loss": [
+      float(v) if s % every == 0 else None for s, v in zip(steps, loss, strict=True)
+    ],
+  }
+
+
+def test_bins_hold_the_whole_record():
+  curve = long_record()
+  table = rows.binned(curve, 200)
+  bins = [i for i, n in enumerate(table["records"]) if n]
+  assert 150 < len(bins) <= 203
+  column = lambda key: np.array([table[key][i] for i in bins])
+  loss = np.array(curve["train/loss"])
+  assert column("records").sum() == len(loss)
+  assert np.average(column("train/loss"), weights=column("records")) == pytest.approx(loss.mean())
+  assert column("train/loss:min").min() == loss.min()
+  assert column("train/loss:max").max() == loss.max()
+  assert (table["step"][0], table["step"][-1]) == (1, 10_000)
+  assert table["train/loss"][0] == loss[0] and column("tokens")[-1] > 0.99 * 1024 * 10_000
+  late = column("records")[
+    column("tokens") > 2e6
+  ]  # no bin of few records among full ones: it would stick out
+  assert late[:-1].min() > 0.5 * late.max()
+  at = column("tokens") / 1024  # a curve is where its records are: no lag at the start of a run
+  np.testing.assert_allclose(column("train/loss")[at < 50], 2 + 6 * at[at < 50] ** -0.4, atol=0.4)
+  assert (column("step") < 100).sum() > 30  # the first hundredth of a run is half of a log axis
+  evals = [
+    (s, v) for s, v in zip(table["step"], table["eval/val/loss"], strict=True) if v is not None
+  ]
+  assert evals == [(s, loss[s - 1]) for s in (2500, 5000, 7500, 10_000)]
+
+
+def test_bins_can_be_joined_again():
+  curve = long_record()
+  twice, once = rows.binned(rows.binned(curve, 1000), 100), rows.binned(curve, 100)
+  weigh = lambda t: np.average(
+    [v for v in t["train/loss"] if v is not None], weights=[n for n in t["records"] if n]
   )
+  assert weigh(twice) == pytest.approx(weigh(once)) == pytest.approx(np.mean(curve["train/loss"]))
+  known = lambda t, key: [v for v in t[key] if v is not None]
+  assert min(known(twice, "train/loss:min")) == min(curve["train/loss"])
+  assert max(known(twice, "train/loss:max")) == max(curve["train/loss"])
+  assert known(twice, "eval/val/loss") == known(once, "eval/val/loss")
+
+
+def test_a_short_record_is_not_binned_and_one_bad_value_stays_in_its_bin():
+  curve = long_record(50, 25)
+  assert rows.binned(curve, 50) == curve
+  curve = long_record(1000)
+  curve["train/loss"][500] = math.nan
+  means = rows.binned(curve, 100)["train/loss"]
+  assert sum(v is None for v in means) == 0  # its neighbours in the bin are known
+
+
+def test_an_exported_ledger_keeps_the_shape_of_a_curve(tmp_path):
+  run = {"name": "a", "status": "done", "curve": rows.binned(long_record(), rows.CURVE_BINS)}
+  ledger.export(ledger.Ledger((run, {**run, "name": "b"})), str(tmp_path / "l.jsonl"))
+  curve = ledger.load_ledger(str(tmp_path / "l.jsonl")).rows[0]["curve"]
+  assert sum(n > 0 for n in curve["records"]) > 120 and sum(curve["records"]) == 10_000
+  assert {"train/loss:min", "train/loss:max"} <= set(curve)
 
 
 def test_curves_are_read_at_the_same_places_and_end_where_runs_end(root, tmp_path):
@@ -298,7 +375,7 @@ def test_runs_of_one_name_go_by_their_paths(root, tmp_path):
 
 
 def test_response_lines_and_rings_are_of_means_over_repeats():
-  from experiments import charts
+  from experiments.report import charts
 
   losses = {1e-3: (3.0, 3.2), 2e-3: (2.0, 3.4), 4e-3: (2.5, 2.5)}  # a lucky seed at 2e-3
   runs = [

@@ -9,14 +9,19 @@ import sys
 
 import pytest
 
-from experiments import cli, fits, launch, plan, sweep, tables, throughput, which
-from experiments.ledger import Ledger, read_ledger
-from experiments.sweep import Run
-from experiments.throughput import Speed, from_chip
-from lm import account
-from lm.chips import CHIPS
-from lm.config import ConfigError
-from lm.log import write_json
+from experiments.commands import command_line as cli
+from experiments.commands import which
+from experiments.launch import slots, throughput
+from experiments.launch.throughput import Speed, from_chip
+from experiments.ledger import fits
+from experiments.ledger.ledger import Ledger, read_ledger
+from experiments.quote import cost as plan
+from experiments.report import tables
+from experiments.sweep import Run, sweep
+from lm.config.errors import ConfigError
+from lm.cost.flops import flops_per_token
+from lm.devices.chips import CHIPS
+from lm.files import write_json
 from tests.fake_runs import SMOKE, fake_run
 
 
@@ -56,12 +61,30 @@ def test_time_on_a_chip_is_flops_over_mfu_times_peak():
   cfg = sweep.resolve_runs(
     [Run("a", {"train.steps": 1000, "eval.every_steps": 100}, SMOKE)], pathlib.Path()
   )[0].cfg
-  per_token = account.flops_per_token(cfg.model, "exact")
+  per_token = flops_per_token(cfg.model, "exact")
   evaluated = 10 * cfg.eval.tokens * per_token / 3
   rate = 0.5 * CHIPS["H100"].bfloat16
   expected = speed.overhead + speed.compiling + (per_token * cfg.train.tokens + evaluated) / rate
   assert row["seconds"] == pytest.approx(expected)
   assert row["dollars"] == pytest.approx(expected / 3600 * CHIPS["H100"].price)
+
+
+def test_a_mesh_makes_a_run_faster_and_its_price_stays():
+  speed = from_chip("v5e", 0.4, "bfloat16")
+  moe = {"model.experts": 4, "train.steps": 10**9}
+  meshes = [{}, {"mesh.fsdp": 4}, {"mesh.fsdp": 2, "mesh.expert": 4}]
+  rows = quoted(*(moe | mesh for mesh in meshes), speed=speed)
+  one, *more = (row["seconds"] - speed.overhead - speed.compiling for row in rows)
+  assert more == pytest.approx([one / 4, one / 8])
+  for row, devices in zip(rows, (1, 4, 8), strict=True):
+    assert row["dollars"] == pytest.approx(devices * row["seconds"] / 3600 * speed.price)
+
+
+def test_experts_count_among_the_devices_of_a_run():
+  asked = sweep.asked_config(
+    Run("a", {"mesh.expert": 4, "mesh.fsdp": 2, "mesh.replica": -1}, SMOKE)
+  )
+  assert sweep.devices_needed(asked) == 8
 
 
 def test_measured_rates_are_interpolated_in_logs_and_held_beyond_the_ends():
@@ -74,7 +97,7 @@ def test_measured_rates_are_interpolated_in_logs_and_held_beyond_the_ends():
   sizes = [throughput.step_flops(c) for c in cfgs]
   speed = Speed("here", (sizes[0], sizes[2]), (1e9, 4e9), 0.0)
   work = lambda c: (
-    account.flops_per_token(c.model, "exact") * (c.train.tokens + 2 * throughput.eval_tokens(c) / 3)
+    flops_per_token(c.model, "exact") * (c.train.tokens + 2 * throughput.eval_tokens(c) / 3)
   )
   assert speed.seconds(cfgs[0]) == pytest.approx(work(cfgs[0]) / 1e9)
   share = math.log(sizes[1] / sizes[0]) / math.log(sizes[2] / sizes[0])
@@ -120,18 +143,18 @@ def test_a_probe_is_remembered_and_not_repeated(tmp_path, monkeypatch):
     }
 
   monkeypatch.setattr(throughput, "_probe", probe)
-  monkeypatch.setattr(launch, "find_devices", lambda: launch.Devices("cpu", "cpu", 1))
+  monkeypatch.setattr(slots, "find_devices", lambda: slots.Devices("cpu", "cpu", 1))
   runs = [
     Run(f"w{w}", {"model.width": w, "data.cache_dir": str(tmp_path)}, SMOKE) for w in (64, 32, 128)
   ]
   members = sweep.resolve_runs(runs, tmp_path)
-  slot = launch.Slot({}, (0,))
+  slot = slots.Slot({}, (0,))
   speed = throughput.measured(members, slot)
   assert calls == ["w32", "w128"]  # the smallest and the largest
   assert throughput.measured(members, slot) == speed and len(calls) == 2
   throughput.measured(members, slot, again=True)
   assert len(calls) == 4
-  throughput.measured(members, launch.Slot({}, (0, 1)))  # another share of the machine
+  throughput.measured(members, slots.Slot({}, (0, 1)))  # another share of the machine
   assert len(calls) == 6
 
 
@@ -361,7 +384,7 @@ def test_an_analysis_sees_done_runs_only_and_its_verdicts_are_printed(tmp_path, 
   file = tmp_path / "mine.py"
   file.write_text(
     '"""Why?"""\n'
-    "from experiments.claims import Claim, Estimate\n"
+    "from experiments.report.claims import Claim, Estimate\n"
     "from experiments.sweep import Run\n"
     "claims = (Claim('best', 2.0, 'Someone 2020', tolerance=0.5),)\n"
     "def runs():\n"
@@ -411,7 +434,7 @@ def test_wrong_words_for_a_table_get_one_line(tmp_path):
   (tmp_path / "t.csv").write_text("n,d,l\n1e6,1e7,3.0\n")
   name = str(tmp_path / "t.csv")
   for words, line in (
-    (["--where", "x"], "where=x: must be COLUMN=TEXT"),
+    (["--where", "x"], "must be COLUMN=TEXT"),
     (["--unit", "flops"], "unit=flops=: must be params, tokens, loss or flops"),
     (["--params", "m"], "n_params='m': no such column"),
     (["--law", "chinchila"], "chinchila"),
@@ -428,7 +451,7 @@ def test_wrong_words_for_a_table_get_one_line(tmp_path):
 @pytest.mark.parametrize(
   ("key", "value", "text"),
   [
-    ("loss", 2.5, "2.5000"), ("n_params", 35_008, "35k"), ("n_tokens", 4.5e9, "4.5G"),
+    ("loss", 2.5, "2.5000"), ("n_params", 35_008, "35k"), ("n_tokens", 4.5e9, "4.5B"),
     ("bytes", 560_128, "560 kB"), ("bytes", 2.3e9, "2.3 GB"), ("bytes", 12, "12 B"),
     ("seconds", 3725.0, "1 h 02 min"), ("seconds", 12.3, "12 s"), ("status", None, ""),
     ("dirty", True, "True"), ("data.weights", [1.0, 2.0], "1.0,2.0"), ("step", 1200, "1,200"),

@@ -7,9 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm import models, sharding
-from lm.config import MeshConfig
+from lm.config.schema import MeshConfig
+from lm.devices import sharding
 from lm.models import layers
+from lm.models.decoder import init_cache
+from lm.models.registry import make_model
+from lm.models.trees import param_axes, stack_layers, unstack_layers
 from tests.test_models import (
   TINY,
   VARIANTS,
@@ -35,15 +38,15 @@ def decode(model, params, tokens_BL, cache):
 def test_scanned_layers_are_unrolled_layers(name, at_length, monkeypatch):
   monkeypatch.setattr(layers, "AT_LENGTH", at_length)
   scanned, params = make(change(**VARIANTS[name]))
-  unrolled = models.make_model(change(**VARIANTS[name], scan_layers=False))
+  unrolled = make_model(change(**VARIANTS[name], scan_layers=False))
   layout = init(unrolled)
   assert "block_0" in layout and "blocks" not in layout
-  assert_trees_close(models.stack_layers(layout), init(scanned), 0, 0)
+  assert_trees_close(stack_layers(layout), init(scanned), 0, 0)
 
   tokens_BL = tokens_of()
   expected = value_and_grad(scanned, params, tokens_BL)
-  loss, grads = value_and_grad(unrolled, models.unstack_layers(params), tokens_BL)
-  assert_trees_close((loss, models.stack_layers(grads)), expected)
+  loss, grads = value_and_grad(unrolled, unstack_layers(params), tokens_BL)
+  assert_trees_close((loss, stack_layers(grads)), expected)
 
 
 @pytest.mark.parametrize(
@@ -59,10 +62,10 @@ def test_few_layers_are_written_out_on_one_cpu(depth, remat, loops):
 
 def test_layouts_convert_with_more_than_ten_layers():
   _, params = make(change(depth=12))
-  unstacked = models.unstack_layers(params)
+  unstacked = unstack_layers(params)
   q = lambda block: block["attn"]["q"]["kernel"]
   np.testing.assert_array_equal(q(unstacked["block_10"]), q(params["blocks"])[10])
-  assert_trees_close(models.stack_layers(unstacked), params, 0, 0)
+  assert_trees_close(stack_layers(unstacked), params, 0, 0)
 
 
 @pytest.mark.parametrize("scan", [True, False])
@@ -71,7 +74,7 @@ def test_remat_recomputes_but_does_not_change_gradients(scan):
   tokens_BL, results, products = tokens_of(), {}, {}
   rngs = {"dropout": jax.random.key(3)}
   for remat in ("none", "dots", "names", "offload", "full"):
-    model = models.make_model(change(scan_layers=scan, dropout=0.3, remat=remat))
+    model = make_model(change(scan_layers=scan, dropout=0.3, remat=remat))
     grad = jax.grad(functools.partial(loss_of, model, tokens_BL=tokens_BL, train=True, rngs=rngs))
     program = str(jax.make_jaxpr(grad)(params))
     products[remat] = program.count("dot_general[")
@@ -88,7 +91,7 @@ def test_decoding_with_a_cache_equals_the_full_pass(name):
   model, params = make(change(**VARIANTS[name]))
   tokens_BL = tokens_of()
   full_BLV = apply(model, params, tokens_BL)
-  cache = models.init_cache(model.cfg, batch=2, length=16)
+  cache = init_cache(model.cfg, batch=2, length=16)
   parts = []
   for start, end in [(0, 5), (5, 6), (6, 7), (7, 12)]:
     logits_BLV, cache = decode(model, params, tokens_BL[:, start:end], cache)
@@ -102,7 +105,7 @@ def test_prompts_of_different_lengths_decode_together(fields):
   model, params = make(change(**fields))
   tokens_BL, lengths = tokens_of(), np.array([3, 6], np.int32)
   full_BLV = apply(model, params, tokens_BL)
-  empty = models.init_cache(model.cfg, batch=2, length=12)
+  empty = init_cache(model.cfg, batch=2, length=12)
   _, cache = decode(model, params, tokens_BL[:, :6], empty)
   cache = cache._replace(index=jnp.asarray(lengths))  # row 0's padding is written over
   for step in range(4):
@@ -132,7 +135,7 @@ def test_logits_are_a_function_of_the_hidden_vectors_and_few_parameters():
 @pytest.mark.parametrize("name", ["gpt2", "rope", "post"])
 def test_bfloat16_computes_nearly_the_same_with_float32_parameters(name):
   model, params = make(change(**VARIANTS[name]))
-  half = models.make_model(change(**VARIANTS[name], dtype="bfloat16"))
+  half = make_model(change(**VARIANTS[name], dtype="bfloat16"))
   hidden = lambda params: half.apply({"params": params}, tokens_of(), method="hidden")
   exact, logits = apply(model, params, tokens_of()), apply(half, params, tokens_of())
   assert jax.eval_shape(hidden, params).dtype == jnp.bfloat16 and logits.dtype == jnp.float32
@@ -143,7 +146,7 @@ def test_bfloat16_computes_nearly_the_same_with_float32_parameters(name):
 
 
 def test_stacked_runs_agree_with_separate_ones():
-  model = models.make_model(TINY)
+  model = make_model(TINY)
   params = [init(model, seed) for seed in range(3)]
   stacked = jax.tree.map(lambda *p: jnp.stack(p), *params)
   tokens_RBL = np.stack([tokens_of(seed=seed) for seed in range(3)])
@@ -164,7 +167,7 @@ def test_eight_devices_agree_with_one(mesh):
   tokens_BL = tokens_of(cfg, batch=4)
   expected = value_and_grad(model, params, tokens_BL)
   devices = sharding.make_mesh(mesh)
-  layout = sharding.param_shardings(devices, models.param_axes(model), params)
+  layout = sharding.param_shardings(devices, param_axes(model), params)
   with sharding.use_mesh(devices):
     sharded = jax.device_put(params, layout)
     rows = jax.device_put(tokens_BL, sharding.batch_sharding(devices))

@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm import models
-from lm.config import ConfigError
-from lm.generate import NEG, Sampling, check_sampling, filter_logits, make_generator
+from lm.config.errors import ConfigError
+from lm.generate import check_sampling, main
+from lm.models.decoding import NEG, Sampling, filter_logits, make_generator
+from lm.models.registry import make_model
+from lm.models.trees import init_params
 from tests.test_step import config
 
 EOT = 256
@@ -55,20 +57,22 @@ def test_repetition_penalty_divides_positive_and_multiplies_negative_logits():
 @pytest.fixture(scope="module", params=["rope", "learned", "alibi"])
 def small(request):
   cfg = config(model__positions=request.param, model__seq_len=32, model__init="gpt2").model
-  model = models.make_model(cfg)
-  return cfg, model, models.init_params(model, jax.random.key(0), 10.0)
+  model = make_model(cfg)
+  return cfg, model, jax.jit(lambda key: init_params(model, key, 10.0))(jax.random.key(0))
 
 
 def test_greedy_generation_equals_repeated_full_passes(small):
   cfg, model, params = small
   prompts = [[EOT, 5, 6, 7, 8], [EOT, 9]]
-  generate = make_generator(cfg, 8)
+  generate, full_pass = make_generator(cfg, 8), jax.jit(model.apply)
   found = generate(params, prompts, Sampling(temperature=0.0), 0, EOT)
   for prompt, answer in zip(prompts, found, strict=True):
     tokens = list(prompt)
-    for _ in range(8):
-      logits = model.apply({"params": params}, jnp.array([tokens], jnp.int32))
-      tokens.append(int(logits[0, -1].argmax()))
+    for _ in range(
+      8
+    ):  # padded to one length, so that it is compiled once: what follows is not seen
+      padded = jnp.array([tokens + [EOT] * (16 - len(tokens))], jnp.int32)
+      tokens.append(int(full_pass({"params": params}, padded)[0, len(tokens) - 1].argmax()))
     expected = tokens[len(prompt) :]
     if EOT in expected:
       expected = expected[: expected.index(EOT)]
@@ -94,6 +98,25 @@ def test_too_long_a_prompt_is_an_error(small):
 def test_bad_options_name_the_rule():
   class Options:
     tokens, n, temperature, top_k, top_p, min_p, repetition_penalty = 5, 1, 1.0, 0, 1.5, 0.0, 1.0
+    stop = None
 
   with pytest.raises(ConfigError, match=r"^top_p=1.5: must be in \(0, 1\]; try 0.9$"):
     check_sampling(Options)
+
+
+@pytest.mark.parametrize(("words", "message"), [
+  (["--prompt", "a", "--stop", ""], r"^stop=: must be a text that is not empty"),
+  (["--prompt_file", "x", "--interpolate", "b"], r"^interpolate=b: needs the sentence to start from; add"),
+  (["--prompt", "a", "--interpolate", "b", "--n", "1"], r"^n=1: both ends .*; use at least 2$"),
+  *(
+    (["--prompt", "a", "--interpolate", "b", f"--{name}", value], f"^{name}={value}: is not read where --in")
+    for name, value in (
+      ("beams", "3"), ("temperature", "0.5"), ("top_k", "2"), ("top_p", "0.5"), ("min_p", "0.5"),
+      ("repetition_penalty", "2.0"), ("stop", "x"), ("seed", "2"),
+    )
+  ),
+  (["--prompt", "a", "--beams", "2", "--seed", "2"], r"^seed=2: is of draws, and --beams draws nothing"),
+])  # fmt: skip
+def test_settings_that_would_not_be_read_are_refused(tmp_path, words, message):
+  with pytest.raises(ConfigError, match=message):
+    main(["--workdir", str(tmp_path), *words])

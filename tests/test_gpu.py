@@ -14,13 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm import compiled, models
-from lm.checkpoint import Checkpointer
-from lm.generate import Sampling, make_generator
-from lm.models import attention
-from lm.resolve import make_hparams
-from lm.sharding import make_mesh
-from lm.step import make_programs, stack_runs
+from lm.devices.sharding import make_mesh
+from lm.models.attention import forms as attention
+from lm.models.decoding import Sampling, make_generator
+from lm.models.registry import make_model
+from lm.models.trees import init_params
+from lm.plan import compiled
+from lm.runs.checkpoint import Checkpointer
+from lm.setup.hparams import make_hparams
+from lm.training.programs import make_programs, stack_runs
 from tests.test_step import assert_close, batch, config, run
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -223,8 +225,8 @@ def test_a_checkpoint_taken_between_donated_steps_is_the_state_of_its_step(tmp_p
 
 def test_cached_decoding_equals_full_passes():
   cfg = config(**SMALL | {"model__dtype": "float32", "model__init": "gpt2"}).model
-  model = models.make_model(cfg)
-  params = models.init_params(model, jax.random.key(0), 10.0)
+  model = make_model(cfg)
+  params = init_params(model, jax.random.key(0), 10.0)
   prompts = np.random.default_rng(0).integers(0, 256, (3, 21)).tolist()
   with jax.default_matmul_precision("highest"):
     drawn = make_generator(cfg, 24)(params, prompts, Sampling(temperature=0.0), 0, 256)

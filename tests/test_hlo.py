@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lm import hlo
-from lm.collectives import collectives, groups, mesh_axes
-from lm.hlo_cost import flops, moved_bytes, work
+from lm.plan import hlo
+from lm.plan.collectives import collectives, groups, mesh_axes
+from lm.plan.hlo_cost import flops, moved_bytes, work
 
 SIZES = {"a": 2, "b": 4}
 

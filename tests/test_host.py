@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from lm import host
+from lm.devices import host
 
 ASKED = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
@@ -30,7 +30,7 @@ def test_they_are_asked_for_where_that_helps(tmp_path, monkeypatch, switch, envi
 
 PROGRAM = """
 import os, pathlib, sys
-from lm import host
+from lm.devices import host
 host.SWITCH = pathlib.Path(sys.argv[1])
 host.take_large_pages()
 print(os.getpid(), os.environ.get("GLIBC_TUNABLES"), *sys.argv[2:])

@@ -7,9 +7,10 @@ import pathlib
 import numpy as np
 import pytest
 
-from experiments import cli, laws
+from experiments import laws
+from experiments.commands import command_line as cli
 from experiments.laws import intervals
-from lm.config import ConfigError
+from lm.config.errors import ConfigError
 
 TRUTHS = {
   "chinchilla": (406.4, 410.7, 1.69, 0.34, 0.28),
@@ -57,7 +58,11 @@ def grid():
   return x | {"unique_tokens": x["n_tokens"] / np.tile([1.0, 4.0, 16.0, 60.0], 12)}
 
 
-@pytest.mark.parametrize("name", TRUTHS)
+SLOW = "data_constrained"  # five parameters and a bootstrap of each
+NAMES = [pytest.param(n, marks=pytest.mark.slow) if n == SLOW else n for n in TRUTHS]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_every_parametric_law_comes_back_from_a_table(name, tmp_path, capsys):
   law, x = laws.LAWS[name], grid() | {"loss": np.random.default_rng(1).uniform(2, 5, 48)}
   y = intervals.predict(law, law.working(np.array(TRUTHS[name])), x)
@@ -236,3 +241,123 @@ def test_units_are_words_or_numbers(tmp_path, capsys):
       "estimates"
     ]
     assert found["N*@1e+21"]["value"] == pytest.approx(plain, rel=1e-4)
+
+
+# ---- What the command hands to the fit ----
+
+
+@pytest.fixture
+def handed(monkeypatch):
+  """Runs `fit WORDS` up to the fit; returns [(table, law, settings)]."""
+  from experiments.ledger import fits
+
+  seen = []
+  record = lambda table, law="", **settings: seen.append((table, law, settings))
+  monkeypatch.setattr(fits.laws, "fit_table", record)
+  monkeypatch.setattr(fits, "FITTERS", dict.fromkeys(fits.FITTERS, record))
+
+  def run(*words):
+    options = cli.make_parser("").parse_args(["fit", *map(str, words)])
+    asked, names = fits.settings(options), fits.column_names(options)
+    fits.fit_csv(
+      options.csv, options.law or "chinchilla", names, options.where, fits.units(options.unit),
+      options.decimal, **asked,
+    )  # fmt: skip
+    return seen[-1]
+
+  return run
+
+
+def test_standard_errors_and_weights_reach_the_fit(tmp_path, handed):
+  path = noisy(tmp_path, err=lambda x: x["loss"] * 0 + 0.01, w=lambda x: x["loss"])
+  table, _, settings = handed("--csv", path, "--se", "err")
+  assert settings["sd"] == "se" and (table["se"] == 0.01).all()
+  table, _, settings = handed("--csv", path, "--weight", "w")
+  assert settings["weights"] == "weight" and (table["weight"] == table["loss"]).all()
+
+
+def test_residual_and_force_and_budgets_reach_the_fit(tmp_path, handed):
+  path = noisy(tmp_path)
+  words = ("--residual", "linear", "--force", "--at", "5.88e23,5.881e23")
+  _, law, settings = handed("--csv", path, *words)
+  assert law == "chinchilla" and settings["residual"] == "linear" and settings["force"]
+  assert settings["flops"] == (5.88e23, 5.881e23)
+  _, _, settings = handed("--csv", path, "--law", "hyper", "--of", "loss", "--near_optimal", 0.01)
+  assert settings["near_optimal"] == 0.01
+
+
+def test_runs_named_in_a_column_reach_the_fit_as_clusters(tmp_path, handed):
+  path = noisy(tmp_path, run_name=lambda x: [f"{v:.6g}" for v in x["n_params"]])
+  table, _, settings = handed("--csv", path)
+  assert "cluster" not in settings and table.clusters is None  # every size once
+  n = np.repeat(np.geomspace(1e7, 1e9, 6), 8)
+  d = np.tile(np.geomspace(1e9, 1e11, 8), 6)
+  columns = {"N": n, "D": d, "loss": 1.7 + 400 / n**0.34 + 400 / d**0.28}
+  names = [f"r{v:.3g}" for v in n]
+  path = write(tmp_path / "c.csv", columns | {"run_name": names})
+  table, _, settings = handed("--csv", path)
+  assert settings["cluster"] == "run" and list(table.labels["run"]) == names
+  assert any("points of 6 runs" in note for note in table.notes)
+
+
+def test_a_tuned_sweep_is_refused_until_its_best_are_taken(tmp_path, handed):
+  n, d, lr = (v.ravel() for v in np.meshgrid([1e7, 1e8, 1e9], [1e9, 1e10], [1e-4, 1e-3, 1e-2]))
+  loss = 1.7 + 400 / n**0.34 + 400 / d**0.28 + 0.3 * np.log10(lr / 1e-3) ** 2
+  path = write(tmp_path / "t.csv", {"N": n, "D": d, "peak_lr": lr, "loss": loss})
+  with pytest.raises(ConfigError, match=r"cannot be noise.*'peak_lr'.*--best.*--force") as error:
+    handed("--csv", path)
+  assert "\n" not in str(error.value)
+  table, _, _ = handed("--csv", path, "--best")
+  assert len(table) == 6 and len(table.skipped) == 12
+  table, _, _ = handed("--csv", path, "--where", "peak_lr=1e-3 OR peak_lr=2")
+  assert len(table) == 6
+  table, _, _ = handed("--csv", path, "--force")
+  assert len(table) == 18 and any("cannot be noise" in n for n in table.notes)
+
+
+def test_a_formula_names_the_column_it_lacks_and_takes_it_by_name(tmp_path, handed):
+  path = noisy(tmp_path, iters=lambda x: x["n_tokens"] / 1e5)
+  formula = "E + A*N^-a + B*D^-b*exp(-k*S)"
+  with pytest.raises(ConfigError, match=r"S is steps.*no such column.*--column steps=COLUMN"):
+    handed("--csv", path, "--law", formula)
+  table, law, _ = handed("--csv", path, "--law", formula, "--column", "steps=iters")
+  assert law == f"loss = {formula}" and table.source["steps"] == "iters"
+  _, law, _ = handed("--csv", path, "--law", "E + A*N^-a + B*lr^-b", "--column", "lr=iters")
+  assert laws.LAWS[law].inputs == ("n_params", "lr")
+
+
+@pytest.mark.parametrize(
+  "words, line",
+  [
+    (["--fix", "E=1", "--fix", "E=2"], "fix: E is given twice"),
+    (["--fix", "E=1,E=2"], "fix: E is given twice"),
+    (["--column", "steps=loss", "--column", "steps=flops"], "column: steps is given twice"),
+    (["--unit", "params=M", "--unit", "n_params=B"], "unit: n_params is given twice"),
+    (["--point", "n_params=1,n_params=2"], "point: n_params is given twice"),
+    (["--count", "x:flops=6ND", "--count", "x:flops=flops"], "'x' is given twice"),
+    (["--at", "1e21,-1"], "at=-1: must be > 0"),
+    (["--se", "loss", "--weight", "loss"], "give one of --se and --weight"),
+    (["--law", "varpro", "--se", "loss"], "se: a fit of varpro does not take it"),
+    (["--law", "E + A*pow(N, 2)"], "'pow' is no function"),
+    (["--law", "chinchila"], "or write a formula"),
+  ],
+)
+def test_what_is_said_twice_or_not_taken_is_one_line(words, line, tmp_path, handed):
+  with pytest.raises(ConfigError, match=line) as error:
+    handed("--csv", noisy(tmp_path), *words)
+  assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_a_formula_is_fitted_to_the_values_it_was_made_with(tmp_path, capsys):
+  x = grid()
+  truth = {"E": 1.7, "A": 400.0, "a": 0.34, "B": 4000.0, "b": 0.3, "k": 3e-5}
+  loss = (
+    1.7 + 400 * x["n_params"] ** -0.34 + 4000 * x["n_tokens"] ** -0.3 * np.exp(-3e-5 * x["steps"])
+  )
+  path = write(
+    tmp_path / "t.csv", {k: x[k] for k in ("n_params", "n_tokens", "steps")} | {"loss": loss}
+  )
+  words = ("--law", "E + A*N^-a + B*D^-b*exp(-k*S)", "--objective", "l2", "--n_boot", 0)
+  found = run_fit(capsys, "--csv", path, *words)["fit"]["estimates"]
+  assert {k: found[k]["value"] for k in truth} == pytest.approx(truth, rel=1e-3)

@@ -198,3 +198,425 @@ def test_the_only_count_of_parameters_is_used_and_a_total_goes_first(tmp_path):
 def test_examples_in_docstrings_hold():
   result = doctest.testmod(cells)
   assert result.attempted and not result.failed
+
+
+# ---- Numbers of other places: the column as a whole decides, two readings are refused ----
+
+LOCALES = {
+  "a suffix after a decimal comma": ("params;tokens;loss\n1,4B;2,8B;3,25\n70M;1,5B;3,5\n", [1.4e9, 70e6]),
+  "points between thousands": ("params (M);tokens;loss\n1.400,0;2e9;3,25\n70,5;3e9;3,5\n", [1.4e9, 70.5e6]),
+  "by another column, comma": ("params (M);tokens;loss\n1.400;2e9;3,25\n2.800;3e9;3,5\n", [1.4e9, 2.8e9]),
+  "by another column, point": ("params (M);tokens;loss\n1.400;2e9;3.25\n2.800;3e9;3.5\n", [1.4e6, 2.8e6]),
+  "by a loss of three digits": (
+    "params (M)\ttokens\tloss\n1,400\t2e9\t3,214\n7,250\t3e9\t2,998\n", [1.4e6, 7.25e6]),
+  "three digits in a CSV": ("params (M),tokens,loss\n1.400,2e9,3.214\n2.800,3e9,2.998\n", [1.4e6, 2.8e6]),
+  "unit in header and cell": ("Params (B),tokens,loss\n1.4B,2e9,3.25\n0.07B,3e9,3.5\n", [1.4e9, 70e6]),
+  "bare beside a unit, by the header": ("Params (M),tokens,loss\n1.4M,2e9,3.25\n70,3e9,3.5\n", [1.4e6, 70e6]),
+  "thin blanks": ("params;tokens;loss\n1\u2009400\u2009000;2e9;3,2\n70\u202f000;3e9;3,5\n", [1.4e6, 7e4]),
+  "apostrophes": ("params,tokens,loss\n1'400'000,2e9,3.2\n70\u2019000,3e9,3.5\n", [1.4e6, 7e4]),
+  "powers": ("params,tokens,loss\n1.4\u00d710\u2079,2e9,3.2\n$7 \\times 10^{7}$,3e9,3.5\n", [1.4e9, 7e7]),
+  "words": ("params,tokens,loss\n1.4 billion,2e9,3.2\n70 Mio.,3e9,3.5\n", [1.4e9, 7e7]),
+  "unit words in the header": ("params_millions,tokens,loss\n1.4,2e9,3.2\n70,3e9,3.5\n", [1.4e6, 7e7]),
+  "a power in the header": ("params (1e6),tokens,loss\n1.4,2e9,3.2\n70,3e9,3.5\n", [1.4e6, 7e7]),
+  "lakhs": ('params,tokens,loss\n"14,00,000",2e9,3.2\n"7,00,000.0",3e9,3.5\n', [1.4e6, 7e5]),
+  "spread after the value": (
+    "params,tokens,loss\n1.4e6,2e9,3.2 \u00b1 0.1\n7e5,3e9,3.5 +/- 0.1\n", [1.4e6, 7e5]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LOCALES)
+def test_the_column_as_a_whole_decides_how_its_numbers_are_read(tmp_path, name):
+  text, params = LOCALES[name]
+  t = laws.read_table(write(tmp_path, text)).need("n_params", "n_tokens", "loss")
+  np.testing.assert_allclose(t["n_params"], params)
+  assert 2.9 < t["loss"].min() < 3.6
+
+
+TWO_READINGS = {
+  "a comma and a point": ("params;tokens;loss\n1,4B;2e9;3\n1.5B;3e9;3\n", "--decimal comma"),
+  "nothing decides": ('params,tokens,loss\n"1,400",2e9,3\n"2,800",3e9,3\n', "may be 1400 or 1.4.*--decimal"),
+  "nothing decides, points": ("params;tokens;loss\n1.400;2e9;3\n2.800;3e9;3\n", "--decimal point"),
+  "other columns disagree": ('params;tokens;loss;x\n1.400;2e9;3,5;1.25\n2.800;3e9;3,5;1.5\n', "--decimal"),
+  "header and cells": ("params (M),tokens,loss\n1.4B,2e9,3\n70M,3e9,3\n", "--unit n_params=1"),
+  "bare beside a unit": ("params,tokens,loss\n1.4B,2e9,3\n70,3e9,3\n", "--unit n_params=1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TWO_READINGS)
+def test_two_possible_readings_are_refused_in_a_line_that_names_the_flag(tmp_path, name):
+  text, words = TWO_READINGS[name]
+  with pytest.raises(ValueError, match=words) as error:
+    laws.read_table(write(tmp_path, text))
+  assert "\n" not in str(error.value)
+
+
+def test_the_flags_decide_between_two_readings(tmp_path):
+  path = write(tmp_path, 'params,tokens,loss\n"1,400",2e9,3\n"2,800",3e9,3\n')
+  assert laws.read_table(path, decimal="comma")["n_params"][0] == 1.4
+  assert laws.read_table(path, decimal="point")["n_params"][0] == 1400
+  path = write(tmp_path, "params (M),tokens,loss\n1.4B,2e9,3\n70,3e9,3\n")
+  np.testing.assert_allclose(
+    laws.read_table(path, scale={"n_params": 1e6})["n_params"], [1.4e9, 7e7]
+  )
+
+
+# ---- Which loss ----
+
+
+@pytest.mark.parametrize(
+  "header, first, second, taken",
+  [
+    ("train/loss,eval/val/loss", 2, 3, 3),
+    ("eval/val/loss,train/loss", 3, 2, 3),
+    ("loss,val_loss", 2, 3, 3),  # Keras: `loss` is of training
+    ("train_loss,validation loss", 2, 3, 3),
+    ("val/loss,val/loss - MIN", 3, 2, 3),
+    ("train/loss - MIN,val/loss - MIN", 2, 3, 3),
+    ("loss,eval/val/loss", 3, 3, 3),
+    ("loss,smooth loss", 3, 2, 3),
+    ("train/loss,train/grad_norm", 3, 2, 3),
+    ("eval/c4/loss,eval/c4/loss_std", 3, 2, 3),
+    ("valLoss,trainLoss", 3, 2, 3),
+    ("eval/val/loss,eval/test/loss", 3, 4, None),
+    ("eval/c4/loss,pile_loss", 3, 4, None),
+    ("train/loss,train_loss", 3, 4, None),
+  ],
+)
+def test_evaluation_losses_go_before_training_losses(tmp_path, header, first, second, taken):
+  path = write(tmp_path, f"params,tokens,{header}\n1e6,2e7,{first},{second}\n2e6,4e7,{first},{second}.5\n"
+               if first != second else f"params,tokens,{header}\n1e6,2e7,{first},{second}\n")  # fmt: skip
+  t = laws.read_table(path)
+  if taken is None:
+    with pytest.raises(
+      ValueError, match="all look like it; name the one to use with --loss COLUMN"
+    ):
+      t.need("loss")
+  else:
+    assert t.need("loss")["loss"][0] == taken
+
+
+def test_a_training_loss_alone_is_taken_and_said(tmp_path):
+  t = laws.read_table(write(tmp_path, "params,tokens,train/loss\n1e6,2e7,3\n"))
+  assert t["loss"][0] == 3 and any("'train/loss' is of training" in n for n in t.notes)
+
+
+# ---- Conditions ----
+
+
+@pytest.mark.parametrize(
+  "where, rows",
+  [
+    ("set=a OR set=b", [1, 2, 3]),
+    ("NOT set=a", [2, 4]),
+    ("set=a AND NOT D<5", [3]),
+    ("(set=a OR set=b) AND D>=5", [2, 3]),
+    ("set=a and D>5 or set=b", [2, 3]),
+    ("!(set=a) && D>5", [4]),
+    ("set='a' || set=\"c and d\"", [1, 3, 4]),
+    ("set=c and d", [4]),
+    ("`val/loss - MIN`<3.5 AND set!=b", [1, 4]),
+    ("val/loss - MIN>=4", [3]),
+    ("D=2K OR D>7", [3, 4]),
+    ("set~^[ab]$", [1, 2, 3]),
+    ("note=", [2, 4]),
+    ("NOT note=ok", [2, 4]),
+    ("Params (M)>1 AND Params (M)<9", [2, 3]),
+  ],
+)
+def test_conditions_join_by_and_or_not(tmp_path, where, rows):
+  path = write(
+    tmp_path,
+    "Params (M),D,val/loss - MIN,set,note\n1,2,3,a,ok\n4,5,3.5,b,\n7,8,4,a,ok\n9,9,3,c and d,\n",
+  )
+  t = laws.read_table(path, where=[where])
+  assert list(t.rows) == rows and len(t.skipped) == 4 - len(rows)
+
+
+@pytest.mark.parametrize(
+  "where",
+  [
+    "set",
+    "set=a AND",
+    "(set=a",
+    "set=a)",
+    "set=a OR mood=b",
+    "NOT",
+    "set~(",
+    "",
+    "(" * 99,
+    "!!!" * 99,
+  ],
+)
+def test_what_is_no_condition_is_one_line(tmp_path, where):
+  path = write(tmp_path, "params,tokens,loss,set\n1,2,3,a\n")
+  with pytest.raises(ValueError, match="where") as error:
+    laws.read_table(path, where=[where])
+  assert "\n" not in str(error.value)
+
+
+# ---- Files as researchers export them ----
+
+ROWS = {"params": [1000000, 2000000], "tokens": [2e7, 4e7], "loss": [3.25, 3.125]}
+EXPORTS = {
+  "a W&B table": 'Name,State,Created,params,tokens,train/loss - MIN,val/loss - MIN\nrun-1,finished,'
+                 '"2024-11-26",1000000,2e7,2.5,3.25\nrun-2,finished,2024-11-27,2000000,4e7,2.25,3.125\n',
+  "pandas with its index": ",params,tokens,loss\n0,1000000,2e7,3.25\n1,2000000,4e7,3.125\n",
+  "pandas printed": "   params      tokens   loss\n0  1000000  20000000.0  3.250\n"
+                    "1  2000000  40000000.0  3.125\n",
+  "R's write.table": '"params" "tokens" "loss"\n"1" 1e+06 2e+07 3.25\n"2" 2e+06 4e+07 3.125\n',
+  "pandas to_markdown": "|    |   params |   tokens |   loss |\n|---:|-----:|-----:|----:|\n"
+                        "|  0 |    1e+06 |    2e+07 |  3.25 |\n|  1 |    2e+06 |    4e+07 |  3.125 |\n",
+  "numpy.savetxt": "# params tokens loss\n1.0e+06 2.0e+07 3.25\n2.0e+06 4.0e+07 3.125\n",
+  "a LaTeX table": "params & tokens & loss \\\\ \\hline\n$1\\times10^6$ & 20M & \\textbf 3.25 \\\\\n".replace(
+    "\\textbf ", "") + "2M & 40M & 3.125 \\\\\n",
+  "JSON by column": '{"params": [1000000, 2000000], "tokens": [2e7, 4e7], "loss": [3.25, 3.125]}',
+  "pandas to_json": '{"params": {"0": 1000000, "1": 2000000}, "tokens": {"0": 2e7, "1": 4e7}, '
+                    '"loss": {"0": 3.25, "1": 3.125}}',
+  "pandas split": '{"columns": ["params", "tokens", "loss"], "index": [0, 1], "data": [[1000000, 2e7, 3.25], '
+                  "[2000000, 4e7, 3.125]]}",
+  "nested JSONL": '{"model": {"params": 1000000}, "tokens": 2e7, "eval": {"val": {"loss": 3.25}}, '
+                  '"train": {"loss": 2}}\n'
+                  '{"model": {"params": 2000000}, "tokens": 4e7, "eval": {"val": {"loss": 3.125}}, '
+                  '"train": {"loss": 1}}\n',
+  "CR line ends": "params,tokens,loss\r1e6,2e7,3.25\r2e6,4e7,3.125\r",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", EXPORTS)
+def test_exports_of_other_tools_are_read(tmp_path, kind):
+  t = laws.read_table(write(tmp_path, EXPORTS[kind])).need("n_params", "n_tokens", "loss")
+  for ours, theirs in (("n_params", "params"), ("n_tokens", "tokens"), ("loss", "loss")):
+    np.testing.assert_allclose(t[ours], ROWS[theirs])
+
+
+def test_parquet_is_read_and_a_missing_reader_is_one_line(tmp_path, monkeypatch):
+  pa = pytest.importorskip("pyarrow")
+  from pyarrow import parquet
+
+  path = tmp_path / "runs.parquet"
+  parquet.write_table(pa.table(ROWS), path)
+  np.testing.assert_allclose(laws.read_table(path)["loss"], ROWS["loss"])
+  path.write_bytes(path.read_bytes()[:40])
+  with pytest.raises(ValueError, match="broken parquet"):
+    laws.read_table(path)
+  monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+  with pytest.raises(ValueError, match="pip install pyarrow, or export the table as CSV"):
+    laws.read_table(path)
+
+
+def test_runs_that_have_not_finished_are_said(tmp_path):
+  path = write(
+    tmp_path, "Name,State,params,tokens,loss\na,finished,1e6,2e7,3\nb,crashed,2e6,4e7,3\n"
+  )
+  assert any("1 rows are of runs that have not finished" in n for n in laws.read_table(path).notes)
+
+
+@pytest.mark.parametrize(
+  "text, words",
+  [
+    ('{"loss": 3, "loss": 4, "params": 1}\n', "'loss' occurs twice"),
+    ("1e6,2e7,3.25\n2e6,4e7,3.125\n", "first line holds numbers"),
+    ("[" * 100000, "not JSON"),
+    ("[]", "no run"),
+    ('{"a": 1}\n{"a": ', "not JSON"),
+  ],
+)
+def test_a_file_that_is_no_table_is_one_line(tmp_path, text, words):
+  with pytest.raises(ValueError, match=words) as error:
+    laws.read_table(write(tmp_path, text))
+  assert "\n" not in str(error.value)
+
+
+# ---- Rows that are not runs of their own ----
+
+KEYS = ("n_params", "n_tokens")
+
+
+def runs(n, d, noise=0.002, **texts):
+  """A table of losses of a law, with independent noise."""
+  n, d = (np.asarray(v, float).ravel() for v in (n, d))
+  loss = 1.7 + 400 / n**0.34 + 400 / d**0.28
+  loss = loss * np.exp(noise * np.random.default_rng(0).standard_normal(len(n)))
+  return laws.from_columns({"n_params": n, "n_tokens": d, "loss": loss}, texts)
+
+
+def factorial(n_tokens):
+  return np.meshgrid(np.geomspace(1e7, 1e9, 6), n_tokens, indexing="ij")
+
+
+def repeated(table, times):
+  rows = np.repeat(np.arange(len(table)), times)
+  return laws.from_columns({k: v[rows] for k, v in table.columns.items()})
+
+
+def test_copies_of_a_row_are_said_and_resampled_together():
+  from experiments.laws import repeats
+
+  table = repeated(runs(*factorial(np.geomspace(1e9, 1e11, 4))), 4)
+  found = repeats.examine(table, KEYS)
+  assert len(set(found.clusters)) == 24 and len(found) == 96
+  assert any("72 rows repeat another one" in n and "--drop_repeats" in n for n in found.notes)
+
+
+def test_repeated_rows_of_a_file_can_be_left_out(tmp_path):
+  path = write(tmp_path, "i,params,tokens,loss\n0,1e6,2e7,3\n1,1e6,2e7,3\n2,2e6,2e7,3\n")
+  assert list(laws.read_table(path, drop_repeats=True).rows) == [1, 3]
+  assert len(laws.read_table(path)) == 3
+
+
+def test_checkpoints_are_found_by_a_column_of_runs():
+  from experiments.laws import repeats
+
+  n, d = factorial(np.geomspace(1e9, 1e11, 4))
+  names = np.array([f"size{i // 4}" for i in range(24)])
+  found = repeats.examine(runs(n, d, run_name=names), KEYS)
+  assert list(found.clusters) == list(names) and any("6 runs" in note for note in found.notes)
+  alone = repeats.examine(runs(n, d, run_name=[f"r{i}" for i in range(24)]), KEYS)
+  assert alone.clusters is None
+
+
+@pytest.mark.parametrize("tokens", [np.linspace(1e9, 1e10, 10), np.geomspace(1e9, 1e11, 15)])
+def test_checkpoints_are_found_by_their_trajectories(tokens):
+  from experiments.laws import repeats
+
+  found = repeats.examine(runs(*factorial(tokens)), KEYS)
+  assert len(set(found.clusters)) == 6
+  assert any("look like checkpoints of 6 runs" in note for note in found.notes)
+
+
+def test_runs_that_share_their_noise_are_found_by_it():
+  from experiments.laws import repeats
+
+  n, d = np.meshgrid(np.geomspace(1e7, 1e9, 12), np.geomspace(1e9, 1e11, 5), indexing="ij")
+  table = runs(n, d, noise=2e-4)
+  shared = np.repeat(np.exp(0.01 * np.random.default_rng(1).standard_normal(12)), 5)
+  together = laws.from_columns(table.columns | {"loss": table["loss"] * shared})
+  assert len(set(repeats.examine(together, KEYS).clusters)) == 12
+  assert repeats.examine(table, KEYS).clusters is None
+
+
+def test_independent_designs_are_not_taken_for_checkpoints():
+  from experiments.laws import repeats
+
+  assert repeats.examine(runs(*factorial(np.geomspace(1e9, 1e11, 5))), KEYS).clusters is None
+  c, n = np.meshgrid(np.geomspace(1e18, 1e21, 6), np.geomspace(1e7, 1e9, 6), indexing="ij")
+  assert repeats.examine(runs(n, c / 6 / n), KEYS).clusters is None
+
+
+def test_two_scales_of_loss_are_refused_and_what_tells_them_apart_is_named():
+  from experiments.laws import repeats
+
+  n, d = (np.tile(v.ravel(), 2) for v in factorial(np.geomspace(1e9, 1e11, 4)))
+  table = runs(n, d, set=np.repeat(["c4", "code"], 24))
+  scale = np.repeat([1.0, 0.4], 24)
+  table = laws.from_columns(table.columns | {"loss": table["loss"] * scale}, table.labels)
+  with pytest.raises(
+    ValueError, match=r"cannot be noise.*'set' differs.*--where 'set=c4'.*--best"
+  ) as error:
+    repeats.examine(table, KEYS)
+  assert "\n" not in str(error.value)
+  assert any("cannot be noise" in n for n in repeats.examine(table, KEYS, lenient=True).notes)
+  with pytest.raises(ValueError, match="cannot be noise"):  # as points of one isoFLOP slice
+    repeats.examine(table, ("n_params",), groups=d)
+  assert len(repeats.lowest(table, KEYS)) == 24 and repeats.lowest(table, KEYS)["loss"].max() < 2
+
+
+def test_seeds_of_one_setting_are_said_to_be_replicates():
+  from experiments.laws import repeats
+
+  n, d = (np.tile(v.ravel(), 2) for v in factorial(np.geomspace(1e9, 1e11, 4)))
+  found = repeats.examine(runs(n, d), KEYS)
+  assert found.clusters is None and any(
+    "24 settings" in n and "relative sd" in n for n in found.notes
+  )
+
+
+# ---- A law written as a formula ----
+
+
+def test_a_formula_is_the_law_it_spells():
+  from experiments.laws import forms, intervals, user_law
+
+  law = user_law.parse("E + A/N^alpha + B/D^beta")
+  assert law.inputs == KEYS and law.link == "log"
+  assert [(p.name, p.log) for p in law.params] == [
+    ("E", True), ("A", True), ("alpha", False), ("B", True), ("beta", False)
+  ]  # fmt: skip
+  n, d = (v.ravel() for v in factorial(np.geomspace(1e9, 1e11, 4)))
+  x = {"n_params": n, "n_tokens": d}
+  ours = intervals.predict(law, law.working([1.69, 406.4, 0.34, 410.7, 0.28]), x)
+  known = forms.LAWS["chinchilla"]
+  theirs = intervals.predict(known, known.working([406.4, 410.7, 1.69, 0.34, 0.28]), x)
+  np.testing.assert_allclose(ours, theirs, rtol=1e-13)
+
+
+@pytest.mark.parametrize(
+  "formula, value",
+  [
+    ("E + A*N^-a + B*D^-b*exp(-k*S)", lambda p, N, D, S: p["E"] + p["A"] * N ** -p["a"]
+     + p["B"] * D ** -p["b"] * np.exp(-p["k"] * S)),
+    ("loss = c - a*log(N/1e10) + sqrt(b)/D^0.5", lambda p, N, D, S: p["c"] - p["a"] * np.log(N / 1e10)
+     + p["b"] ** 0.5 / D**0.5),
+    ("E + A*(M/20)^2", lambda p, N, D, S: p["E"] + p["A"] * (D / N / 20) ** 2),
+    ("max(E, A*N**-a) + min(B, 3)",
+     lambda p, N, D, S: np.maximum(p["E"], p["A"] * N ** -p["a"]) + min(p["B"], 3)),
+    ("E \u2212 -A\u00b7N^-a", lambda p, N, D, S: p["E"] + p["A"] * N ** -p["a"]),
+    ("E + A*tanh(a*N/1e9)^2", lambda p, N, D, S: p["E"] + p["A"] * np.tanh(p["a"] * N / 1e9) ** 2),
+  ],
+)  # fmt: skip
+def test_formulas_give_the_values_and_derivatives_of_their_arithmetic(formula, value):
+  from experiments.laws import intervals, user_law
+
+  law = user_law.parse(formula)
+  N, D, S = np.array([1e7, 1e8, 1e9]), np.array([1e9, 4e9, 1e10]), np.array([1e3, 1e4, 5e4])
+  p = dict(zip(law.names, np.linspace(0.3, 1.9, len(law.names)), strict=True)) | {"k": 1e-5}
+  x = {"n_params": N, "n_tokens": D, "steps": S}
+  theta = law.working([p[n] for n in law.names])
+  np.testing.assert_allclose(
+    intervals.predict(law, theta, x), np.log(value(p, N, D, S)), rtol=1e-12
+  )
+  jac = intervals.jacobian(lambda t: law.predict(t, {k: v[:, None] for k, v in x.items()}), theta)
+  for i in range(len(theta)):
+    step = np.zeros(len(theta))
+    step[i] = 1e-6
+    up, down = (intervals.predict(law, theta + s * step, x) for s in (1, -1))
+    np.testing.assert_allclose(jac[:, i], (up - down) / 2e-6, rtol=1e-4, atol=1e-8)
+
+
+def test_a_formula_begins_near_its_optimum():
+  from experiments.laws import intervals, user_law
+
+  law = user_law.parse("E + A*N^-a + B*D^-b*exp(-k*S)")
+  n, d = (v.ravel() for v in factorial(np.geomspace(1e9, 1e11, 4)))
+  x = {"n_params": n, "n_tokens": d, "steps": np.random.default_rng(0).uniform(1e3, 1e5, 24)}
+  y = intervals.predict(law, law.working([1.7, 400, 0.34, 4000, 0.3, 3e-5]), x)
+  starts = law.starts(x, y)
+  off = np.abs(intervals.predict(law, starts, x) - y[:, None]).mean(0)
+  assert np.isfinite(starts).all() and off.min() < 0.25 * y.std()
+
+
+@pytest.mark.parametrize(
+  "formula, words",
+  [
+    ("E + a", "no column"), ("N + D", "no parameter"), ("E +", "not a formula"),
+    ("E + A[0]*N", "not allowed"),
+    ("__import__('os').system('true')*N", "not allowed|no function"), ("(lambda: N)() + a", "not allowed"),
+    ("E + pow(N, a)", "'pow' is no function"), ("y = E*N", "'y' cannot be predicted"),
+    ("E*N.real", "not allowed"),
+    ("L + a*N", "both sides"), ("+".join("N" * 300) + "+a", "longer"),
+    ("E*N if 1 else 2", "not allowed"), ("E + 1e999*N", "too large"), ("a\n+N; b", "not a formula"),
+    ("-" * 60 + "N*a", "deep"), ("exp(N, a)", "takes one value"), ("E + True*N", "not allowed"),
+  ],
+)  # fmt: skip
+def test_what_is_no_formula_is_one_line(formula, words):
+  from experiments.laws import user_law
+
+  with pytest.raises(ValueError, match=words) as error:
+    user_law.parse(formula)
+  assert "\n" not in str(error.value)
+
+
+def test_zero_flops_over_zero_parameters_are_a_named_row_and_no_warning(tmp_path):
+  path = write(tmp_path, "params,flops,loss\n0.0,0.0,3\n1e6,6e13,3\n")
+  t = laws.read_table(path).with_flops().need("n_params", "n_tokens", "loss")
+  assert list(t.rows) == [2] and t.skipped[0][0] == 1

@@ -31,8 +31,11 @@ def test_activations_agree_with_torch():
     "gelu_exact": functional.gelu(t),
     "relu": functional.relu(t),
     "relu2": functional.relu(t) ** 2,
+    "silu": functional.silu(t),
     "swiglu": functional.silu(t),
     "geglu": functional.gelu(t, approximate="tanh"),
+    "geglu_exact": functional.gelu(t),
+    "reglu": functional.relu(t),
   }
   assert set(expected) == set(layers.ACTIVATIONS)
   for name, y in expected.items():

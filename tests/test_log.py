@@ -6,8 +6,11 @@ import time
 
 import pytest
 
-from lm.config import LogConfig
-from lm.log import Recorder, WandbMirror, check_metric, read_jsonl
+from lm.config.schema import LogConfig
+from lm.files import read_jsonl
+from lm.runs.metrics import check_metric
+from lm.runs.record import Recorder
+from lm.runs.wandb_mirror import WandbMirror
 
 
 def record(workdir, start, steps):
@@ -38,7 +41,7 @@ def test_resuming_forgets_what_came_after_the_checkpoint(tmp_path):
 
 def test_a_metric_without_a_unit_is_refused():
   check_metric("eval/books/loss")
-  with pytest.raises(ValueError, match=r"metric train/lss is not in lm\.log\.METRICS"):
+  with pytest.raises(ValueError, match=r"metric train/lss is not in lm\.runs\.metrics"):
     check_metric("train/lss")
 
 
@@ -54,7 +57,7 @@ def test_json_never_holds_a_bare_nan(tmp_path):
 
 def test_a_broken_mirror_reports_once_and_stops_nothing(tmp_path, monkeypatch, capsys):
   monkeypatch.setitem(sys.modules, "wandb", None)  # importing it fails
-  mirror = WandbMirror(LogConfig(1, "offline", "p", None), tmp_path, "id", {})
+  mirror = WandbMirror(LogConfig(1, "offline", "p", None, ()), tmp_path, "id", {})
   recorder = Recorder(tmp_path, 0, mirror)
   for step in range(1, 4):
     recorder.metrics(step, {}, {"train/loss": 1.0})
@@ -68,7 +71,7 @@ def test_a_broken_mirror_reports_once_and_stops_nothing(tmp_path, monkeypatch, c
 
 @pytest.mark.slow
 def test_offline_runs_are_kept_with_the_run(tmp_path):
-  mirror = WandbMirror(LogConfig(1, "offline", "p", None), tmp_path, "abc123", {"seed": 0})
+  mirror = WandbMirror(LogConfig(1, "offline", "p", None, ()), tmp_path, "abc123", {"seed": 0})
   mirror.log(1, {"train/loss": 1.0})
   mirror.close()
   assert list((tmp_path / "wandb").glob("offline-run-*-abc123"))

@@ -45,6 +45,7 @@ def test_int8_gradients_round_that_of_x_and_not_that_of_w():
   assert (int8_matmul(jnp.zeros_like(x), w, NAMES) == 0).all()
 
 
+@pytest.mark.slow
 def test_training_in_int8_keeps_the_loss():
   plain, _ = run(config(train__steps=40), steps=40)
   coarse, _ = run(config(train__steps=40, model__matmul="int8"), steps=40)

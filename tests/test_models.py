@@ -10,47 +10,59 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm import models, sharding
-from lm.config import ConfigError, ModelConfig
-from lm.models import attention
-from lm.parameterization import TABLE
+from lm.config.errors import ConfigError
+from lm.config.schema import neutral_values
+from lm.devices import sharding
+from lm.models.attention import forms as attention
+from lm.models.parameterization import TABLE
+from lm.models.registry import make_model
+from lm.models.transformer_config import PlainLayers, TransformerConfig
+from lm.models.transformer_counts import decoder_weights
+from lm.models.trees import init_params, param_axes, param_kinds
+from tests.equalities import shapes_of
 
-TINY = ModelConfig(
-  experts=None,
-  experts_per_token=2,
-  capacity_factor=None,
-  matmul="dtype",
-  remat_keep=("attention",),
-  family="decoder",
-  seq_len=12,
-  width=16,
-  depth=2,
-  heads=4,
-  kv_heads=2,
-  head_dim=4,
-  mlp_dim=24,
-  vocab_size=29,
-  positions="rope",
-  rope_theta=100.0,
-  norm="rmsnorm",
-  norm_position="pre",
-  norm_eps=1e-5,
-  activation="swiglu",
-  bias=False,
-  qk_norm=False,
-  window=None,
-  attention_softcap=None,
-  logit_softcap=None,
-  tied_embeddings=True,
-  dropout=0.0,
-  init="fan_in",
-  parameterization="standard",
-  base_width=16,
-  base_head_dim=4,
-  dtype="float32",
-  scan_layers=True,
-  remat="none",
-  attention="auto",
+TINY = TransformerConfig(
+  **neutral_values(TransformerConfig)
+  | dict(
+    experts=None,
+    experts_per_token=2,
+    capacity_factor=None,
+    shared_experts=0,
+    router="softmax",
+    dispatch="capacity",
+    matmul="dtype",
+    remat_keep=("attention",),
+    family="decoder",
+    seq_len=12,
+    width=16,
+    depth=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=4,
+    mlp_dim=24,
+    vocab_size=29,
+    positions="rope",
+    rope_theta=100.0,
+    norm="rmsnorm",
+    norm_position="pre",
+    norm_eps=1e-5,
+    activation="swiglu",
+    bias=False,
+    qk_norm=False,
+    window=None,
+    attention_softcap=None,
+    logit_softcap=None,
+    tied_embeddings=True,
+    dropout=0.0,
+    init="fan_in",
+    parameterization="standard",
+    base_width=16,
+    base_head_dim=4,
+    dtype="float32",
+    scan_layers=True,
+    remat="none",
+    attention="auto",
+  )
 )
 POSITIONS = ("rope", "learned", "sinusoidal", "alibi", "none")
 GPT2_LIKE = {
@@ -84,8 +96,8 @@ jit = functools.partial(
 
 def make(cfg):
   """The model and parameters, none of them at its initial zero or one."""
-  model = models.make_model(cfg)
-  shapes = jax.eval_shape(lambda key: models.init_params(model, key), jax.random.key(0))
+  model = make_model(cfg)
+  shapes = shapes_of(cfg)
   rng = np.random.default_rng(0)
 
   def draw(path, shape):
@@ -98,7 +110,7 @@ def make(cfg):
 
 @functools.partial(jit, static_argnums=0)
 def init(model, seed=0, init_scale=1.0):
-  return models.init_params(model, jax.random.key(seed), init_scale)
+  return init_params(model, jax.random.key(seed), init_scale)
 
 
 @functools.partial(jit, static_argnums=0)
@@ -155,13 +167,12 @@ def assert_trees_close(a, b, rtol=1e-5, atol=1e-5):
 @pytest.mark.parametrize("scan", [True, False])
 @pytest.mark.parametrize("name", ["gpt2", "softcaps", "untied_multi_query"])
 def test_every_axis_of_every_parameter_has_a_logical_name(name, scan):
-  model = models.make_model(change(**VARIANTS[name], scan_layers=scan))
-  params = jax.eval_shape(lambda key: models.init_params(model, key), jax.random.key(0))
-  axes = models.param_axes(model)
+  model = make_model(change(**VARIANTS[name], scan_layers=scan))
+  params = shapes_of(model.cfg)
+  axes = param_axes(model)
   is_names = lambda x: isinstance(x, tuple)
   assert jax.tree.structure(params) == jax.tree.structure(axes, is_leaf=is_names)
   known = set(sharding.PARAM_RULES)
-  jax.tree.map(lambda p, names: [p.shape[i] for i, _ in enumerate(names)], params, axes)
   for (_, p), names in zip(
     jax.tree_util.tree_leaves_with_path(params),
     jax.tree.leaves(axes, is_leaf=is_names),
@@ -177,16 +188,14 @@ def test_gpt2_has_its_published_number_of_parameters():
     **GPT2_LIKE, seq_len=1024, width=768, depth=12, heads=12, kv_heads=12, head_dim=64,
     mlp_dim=3072, vocab_size=50_257,
   )  # fmt: skip
-  model = models.make_model(cfg)
-  params = jax.eval_shape(lambda key: models.init_params(model, key), jax.random.key(0))
+  params = shapes_of(cfg)
   assert sum(math.prod(p.shape) for p in jax.tree.leaves(params)) == 124_439_808
 
 
 def test_kinds_of_parameters():
-  _, params = make(change(**GPT2_LIKE, tied_embeddings=False))
-  kinds = jax.tree_util.tree_map_with_path(
-    lambda path, _: models.param_kind(tuple(part.key for part in path)), params
-  )
+  cfg = change(**GPT2_LIKE, tied_embeddings=False)
+  _, params = make(cfg)
+  kinds = param_kinds(params, decoder_weights(cfg))
   assert kinds["embed"]["embedding"] == kinds["position_embed"]["embedding"] == "embed"
   assert kinds["head"]["kernel"] == "readout"
   assert kinds["blocks"]["attn"]["q"] == {"kernel": "hidden", "bias": "vector"}
@@ -195,7 +204,7 @@ def test_kinds_of_parameters():
 
 
 def test_init_scale_multiplies_matrices_only():
-  model = models.make_model(change(**GPT2_LIKE))
+  model = make_model(change(**GPT2_LIKE))
   one, two = init(model), init(model, init_scale=2.0)
   q = lambda params: params["blocks"]["attn"]["q"]["kernel"]
   np.testing.assert_array_equal(q(two), 2.0 * q(one))
@@ -203,7 +212,7 @@ def test_init_scale_multiplies_matrices_only():
 
 
 def spread(cfg, *path):
-  params = init(models.make_model(cfg))
+  params = init(make_model(cfg))
   return float(functools.reduce(lambda tree, key: tree[key], path, params).std())
 
 
@@ -235,7 +244,7 @@ def test_initial_spread_is_as_documented(width):
 @pytest.mark.parametrize("fields", [{}, GPT2_LIKE, dict(tied_embeddings=False)])
 def test_loss_at_initialisation_is_near_that_of_a_uniform_guess(fields):
   cfg = change(**fields, width=128, head_dim=32, vocab_size=2048, base_width=128, mlp_dim=512)
-  model = models.make_model(cfg)
+  model = make_model(cfg)
   params = init(model)
   tokens_BL, targets_BL = tokens_of(cfg, batch=32), tokens_of(cfg, batch=32, seed=1)
   log_p_BLV = np.asarray(jax.nn.log_softmax(apply(model, params, tokens_BL)))
@@ -249,7 +258,7 @@ def test_parameterizations_agree_at_the_base_width_and_part_above_it():
     standard = change(base_width=base_width, tied_embeddings=False)
     outs = []
     for cfg in (standard, change(standard, parameterization="mup")):
-      model = models.make_model(cfg)
+      model = make_model(cfg)
       params = init(model)
       outs.append(np.asarray(apply(model, params, tokens_of())))
     assert np.array_equal(*outs) == same
@@ -259,7 +268,7 @@ def test_mup_divides_logits_and_scores_of_wider_models():
   tokens_BL = tokens_of()
   for tied in (True, False):
     model, params = make(change(tied_embeddings=tied))
-    wide = models.make_model(change(model.cfg, parameterization="mup", base_width=8))
+    wide = make_model(change(model.cfg, parameterization="mup", base_width=8))
     np.testing.assert_allclose(
       apply(wide, params, tokens_BL), apply(model, params, tokens_BL) / 2, rtol=1e-6
     )
@@ -414,7 +423,7 @@ def test_chunked_attention_keeps_no_scores_for_the_backward_pass():
 
 def test_grouped_queries_are_heads_with_repeated_keys_and_values():
   grouped, params = make(change(bias=True))
-  full = models.make_model(change(bias=True, kv_heads=4))
+  full = make_model(change(bias=True, kv_heads=4))
 
   def repeat(p):
     by_head = p.reshape(*p.shape[:-1], 2, 4)
@@ -491,7 +500,7 @@ def test_tokens_beyond_the_vocabulary_do_not_pass_for_others():
 )
 def test_what_attention_lacks_is_said(fields, words):
   with pytest.raises(ConfigError) as error:
-    models.make_model(change(**fields))
+    make_model(change(**fields))
   assert str(error.value) == words
 
 
@@ -499,3 +508,16 @@ def test_rows_longer_than_the_position_table_are_refused():
   model, params = make(change(positions="learned"))
   with pytest.raises(ConfigError, match=r"model\.seq_len=12: learned positions end there"):
     model.apply({"params": params}, tokens_of(length=13))
+
+
+def test_what_other_families_leave_out_is_neutral():
+  neutral = neutral_values(TransformerConfig)
+  plain = {k: v for k, v in vars(PlainLayers).items() if not k.startswith("__")}
+  assert {
+    "bias_on",
+    "norm_offset",
+    "matmul",
+    "low_rank",
+    "lora_rank",
+  } == plain.keys() & neutral.keys()
+  assert all(value == neutral.get(key) for key, value in plain.items())

@@ -6,14 +6,11 @@ import numpy as np
 import optax
 import pytest
 
-from lm.objectives import chunked_token_sums, token_sums
-from lm.step import hparams_zeros
+from lm.objectives.cross_entropy import chunked_token_sums, token_sums
+from lm.objectives.next_token import eval_scores
+from tests.settings import zero_hparams as hparams
 
 B, L, D, V = 3, 8, 16, 50
-
-
-def hparams(**values):
-  return hparams_zeros()._replace(**{k: jnp.float32(v) for k, v in values.items()})
 
 
 def example(seed=0):
@@ -42,6 +39,36 @@ def test_loss_of_uniform_logits_is_log_v():
   targets_BL = jnp.zeros((B, L), jnp.int32)
   _, sums = token_sums(jnp.zeros((B, L, V)), targets_BL, jnp.ones((B, L)), hparams())
   np.testing.assert_allclose(sums["loss"] / sums["weight"], np.log(V), rtol=1e-6)
+
+
+def test_ties_are_no_hits_but_for_the_first_token():
+  """argmax decides: of equal logits the first one wins, in both forms."""
+  logits_BLV = jnp.zeros((1, 4, V)).at[0, 3, 7].set(-1.0)  # one hit: the first target
+  targets_BL = jnp.array([[0, 1, V - 1, 7]], jnp.int32)
+  _, sums = token_sums(logits_BLV, targets_BL, jnp.ones((1, 4)), hparams())
+  assert sums["correct"] == 1 == jnp.sum(logits_BLV.argmax(-1) == targets_BL)
+  same = lambda head, x: head * jnp.zeros((*x.shape[:2], V))
+  one, weights_BL = jnp.float32(1), jnp.ones((B, L))
+  targets_BL = jnp.full((B, L), 3, jnp.int32)
+  _, sums = chunked_token_sums(same, one, jnp.ones((B, L, D)), targets_BL, weights_BL, hparams(), 2)
+  assert sums["correct"] == 0
+
+
+def test_the_bits_of_separators_are_no_bits_of_text():
+  """text_loss leaves them out, whole and in chunks; bits per byte are made of it."""
+  x_BLD, head_DV, targets_BL, weights_BL = example()
+  text_BL = jnp.where(targets_BL == targets_BL[0, 0], 0.0, weights_BL)
+  weights_BL = weights_BL.at[0, 0].set(1.0)
+  assert text_BL.sum() < weights_BL.sum()
+  ce_BL = optax.softmax_cross_entropy_with_integer_labels(x_BLD @ head_DV, targets_BL)
+  _, sums = token_sums(x_BLD @ head_DV, targets_BL, weights_BL, hparams(), text_BL)
+  np.testing.assert_allclose(sums["text_loss"], (ce_BL * text_BL).sum(), rtol=1e-6)
+  dot = lambda head, x: x @ head
+  _, chunks = chunked_token_sums(dot, head_DV, x_BLD, targets_BL, weights_BL, hparams(), 2, text_BL)
+  np.testing.assert_allclose(chunks["text_loss"], sums["text_loss"], rtol=1e-5)
+  scores = eval_scores({key: float(value) for key, value in sums.items()}, {"bytes": 40.0})
+  assert scores["bpb"] == pytest.approx(float((ce_BL * text_BL).sum()) / np.log(2) / 40)
+  assert scores["loss"] == pytest.approx(float((ce_BL * weights_BL).sum() / weights_BL.sum()))
 
 
 def test_z_loss_and_smoothing_move_the_objective_but_not_the_reported_loss():

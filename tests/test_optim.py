@@ -8,9 +8,12 @@ import numpy as np
 import optax
 import pytest
 
-from lm.config import ConfigError, Hparams, OptimConfig
-from lm.optim import OPTIMIZERS, learning_rate, lr_multipliers, make_optimizer, matrix_split
-from lm.schedules import SCHEDULES
+from lm.config.errors import ConfigError
+from lm.config.hparams import Hparams
+from lm.config.schema import OptimConfig
+from lm.optim.chain import layer_multipliers, learning_rate, lr_multipliers, make_optimizer
+from lm.optim.directions import OPTIMIZERS, matrix_split
+from lm.optim.schedules import SCHEDULES
 
 # A decoder's weights in small: three scanned layers, an attention kernel each way, vectors, a head.
 SHAPES_AXES_KINDS = {
@@ -50,8 +53,14 @@ HPARAMS = Hparams(
 def make_cfg(name="adamw", **changes):
   """The fields that pick the program; the numbers, which come from Hparams, are None."""
   empty = dict.fromkeys(OptimConfig.__dataclass_fields__)
-  static = {"decay_coupling": "independent", "schedule": "constant"}
-  plateau = {"plateau_patience": 2, "plateau_factor": 0.5}
+  static = {
+    "decay_coupling": "independent",
+    "schedule": "constant",
+    "groups": (),
+    "layer_decay": 1.0,
+    "prune": "none",
+  }
+  plateau = {"plateau_patience": 2, "plateau_factor": 0.5, "plateau_window": 1}
   return OptimConfig(**(empty | static | plateau | {"name": name} | changes))
 
 
@@ -63,9 +72,9 @@ def normal_tree(seed):
   }
 
 
-def run(cfg, mults, window, hparams, params, grads, losses):
+def run(cfg, mults, hparams, params, grads, losses):
   """Weights and learning rates after one update for each of the stacked gradients."""
-  tx = make_optimizer(cfg, hparams, KINDS, AXES, dict(mults), plateau_window=window)
+  tx = make_optimizer(cfg, hparams, KINDS, AXES, dict(mults))
 
   def one(carry, inputs):
     step, params, state = carry
@@ -78,18 +87,18 @@ def run(cfg, mults, window, hparams, params, grads, losses):
 
 
 @functools.cache
-def compiled_run(cfg, mults, window):
-  return jax.jit(functools.partial(run, cfg, mults, window))
+def compiled_run(cfg, mults):
+  return jax.jit(functools.partial(run, cfg, mults))
 
 
 def stacked_gradients(n_steps):
   return jax.tree.map(lambda *g: np.stack(g), *[normal_tree(step + 1) for step in range(n_steps)])
 
 
-def train(cfg, hparams, n_steps=4, lr_mults=ONES, losses=None, window=1):
+def train(cfg, hparams, n_steps=4, lr_mults=ONES, losses=None):
   """Weights after updates whose gradients, normal_tree(1), (2), ..., do not depend on them."""
   losses = np.ones(n_steps, np.float32) if losses is None else np.array(losses, np.float32)
-  function = compiled_run(cfg, tuple(lr_mults.items()), window)
+  function = compiled_run(cfg, tuple(lr_mults.items()))
   return function(hparams, normal_tree(0), stacked_gradients(len(losses)), losses)
 
 
@@ -123,7 +132,7 @@ def torch_groups(weights, weight_decay):
 
 
 def test_sgd_with_l2_equals_torch():
-  ours, _ = train(make_cfg("sgd"), HPARAMS._replace(l2=np.float32(0.1)))
+  ours, _ = train(make_cfg("sgd"), HPARAMS.replace(l2=np.float32(0.1)))
   theirs = torch_train(
     lambda torch, w: torch.optim.SGD(torch_groups(w, 0.1), lr=1e-2, momentum=0.9)
   )
@@ -132,7 +141,7 @@ def test_sgd_with_l2_equals_torch():
 
 @pytest.mark.parametrize("name", ["adam", "adamw"])
 def test_adam_and_coupled_adamw_equal_torch(name):
-  hparams = HPARAMS._replace(weight_decay=np.float32(0.3))
+  hparams = HPARAMS.replace(weight_decay=np.float32(0.3))
   ours, _ = train(make_cfg(name, decay_coupling="coupled"), hparams)
   theirs = torch_train(
     lambda torch, w: {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name](
@@ -143,6 +152,14 @@ def test_adam_and_coupled_adamw_equal_torch(name):
   undecayed, _ = train(make_cfg(name), HPARAMS)
   assert not np.allclose(ours["query"], undecayed["query"], atol=1e-3)
   np.testing.assert_array_equal(ours["norm"], undecayed["norm"])
+
+
+def test_adagrad_equals_torch():
+  ours, _ = train(make_cfg("adagrad"), HPARAMS)
+  theirs = torch_train(
+    lambda torch, w: torch.optim.Adagrad(torch_groups(w, 0.0), lr=1e-2, eps=1e-3)
+  )
+  assert_close(ours, theirs)
 
 
 def test_lion_equals_numpy():
@@ -159,7 +176,7 @@ def test_lion_equals_numpy():
 def test_adafactor_of_a_matrix_and_a_vector_equals_torch():
   """torch scales the step by max(1e-3, rms(W)); dividing its rate by that leaves our direction."""
   torch = pytest.importorskip("torch")
-  hparams = HPARAMS._replace(b2=np.float32(1.0), eps=np.float32(1e-8))
+  hparams = HPARAMS.replace(b2=np.float32(1.0), eps=np.float32(1e-8))
   ours, _ = train(make_cfg("adafactor"), hparams)
   for name in ("embed", "norm", "head"):
     weight = torch.nn.Parameter(torch.tensor(normal_tree(0)[name]))
@@ -246,18 +263,38 @@ def test_adafactor_state_is_sublinear():
 
 def test_l1_and_l2_enter_the_gradient_of_matrices_and_spare_vectors():
   plain, _ = train(make_cfg("sgd"), HPARAMS, n_steps=1)
-  hparams = HPARAMS._replace(l1=np.float32(0.3), l2=np.float32(0.7))
+  hparams = HPARAMS.replace(l1=np.float32(0.3), l2=np.float32(0.7))
   ours, _ = train(make_cfg("sgd"), hparams, n_steps=1)
   for name, w in normal_tree(0).items():
     extra = 0 if KINDS[name] == "vector" else 1e-2 * (0.3 * np.sign(w) + 0.7 * w)
     np.testing.assert_allclose(ours[name], plain[name] - extra, rtol=1e-5, atol=1e-6)
 
 
+def test_groups_are_spared_penalties_and_the_decay_that_adam_has_in_its_gradient():
+  """One step of momentum-free descent, clipped: what is frozen has no part in the norm."""
+  start, gradient = normal_tree(0), normal_tree(1)
+  hparams = HPARAMS.replace(l2=np.float32(3.0), clip_norm=np.float32(1.0), b1=np.float32(0.0))
+  ours, _ = train(make_cfg("sgd", groups=("embed:frozen",)), hparams, n_steps=1)
+  whole = {
+    name: 0 * g if name == "embed" else g + 3.0 * start[name] * (KINDS[name] != "vector")
+    for name, g in gradient.items()
+  }
+  norm = np.sqrt(sum(np.square(g).sum() for g in whole.values()))
+  assert_close(ours, {name: start[name] - 1e-2 * g / norm for name, g in whole.items()})
+  decaying = HPARAMS.replace(weight_decay=np.float32(0.3))
+  ours, _ = train(
+    make_cfg("adam", groups=("head:weight_decay=0", "query:weight_decay=2")), decaying
+  )
+  of = lambda decay: train(make_cfg("adam"), HPARAMS.replace(weight_decay=np.float32(decay)))[0]
+  expected = of(0.3) | {"head": of(0.0)["head"], "query": of(0.6)["query"]}
+  assert_close(ours, expected)
+
+
 def test_clipping_scales_all_weights_by_one_factor_and_infinity_is_off():
   start, gradient = normal_tree(0), normal_tree(1)
   norm = np.sqrt(sum(np.square(g).sum() for g in gradient.values()))
   for clip, factor in [(1.0, 1 / norm), (np.inf, 1.0), (2 * norm, 1.0)]:
-    ours, _ = train(make_cfg("sgd"), HPARAMS._replace(clip_norm=np.float32(clip)), n_steps=1)
+    ours, _ = train(make_cfg("sgd"), HPARAMS.replace(clip_norm=np.float32(clip)), n_steps=1)
     expected = {name: start[name] - 1e-2 * factor * g for name, g in gradient.items()}
     assert_close(ours, expected)
 
@@ -266,11 +303,11 @@ def test_clipping_scales_all_weights_by_one_factor_and_infinity_is_off():
 @pytest.mark.parametrize("coupling", ["independent", "coupled"])
 def test_decay_is_outside_the_gradient_and_scales_as_documented(name, coupling):
   """One update at half the peak: decay takes m wd W, times peak_lr and k if coupled."""
-  hparams = HPARAMS._replace(warmup_steps=np.int32(2), weight_decay=np.float32(0.2))
+  hparams = HPARAMS.replace(warmup_steps=np.int32(2), weight_decay=np.float32(0.2))
   mults = {"embed": 1.0, "hidden": 0.25, "readout": 0.5, "vector": 1.0}
   cfg = make_cfg(name, decay_coupling=coupling)
   ours, _ = train(cfg, hparams, n_steps=1, lr_mults=mults)
-  no_decay = hparams._replace(weight_decay=np.float32(0))
+  no_decay = hparams.replace(weight_decay=np.float32(0))
   plain, _ = train(cfg, no_decay, n_steps=1, lr_mults=mults)
   for weight, w in normal_tree(0).items():
     rate = 1e-2 * mults[KINDS[weight]] if coupling == "coupled" else 1.0
@@ -283,7 +320,7 @@ def test_rates_follow_schedule_and_kind(name):
   """The first of two warm-up updates is half of a whole one, and kinds scale it further."""
   start, (whole, _) = normal_tree(0), train(make_cfg(name), HPARAMS, n_steps=1)
   mults = {"embed": 2.0, "hidden": 0.25, "readout": 0.5, "vector": 1.0}
-  hparams = HPARAMS._replace(warmup_steps=np.int32(2))
+  hparams = HPARAMS.replace(warmup_steps=np.int32(2))
   ours, _ = train(make_cfg(name), hparams, n_steps=1, lr_mults=mults)
   for weight, w in start.items():
     expected = 0.5 * mults[KINDS[weight]] * (whole[weight] - w)
@@ -292,7 +329,7 @@ def test_rates_follow_schedule_and_kind(name):
 
 def test_plateau_halves_the_rate_when_the_loss_stands_still():
   cfg = make_cfg("sgd", schedule="plateau")  # patience 2, factor 0.5
-  hparams = HPARAMS._replace(b1=np.float32(0.0))
+  hparams = HPARAMS.replace(b1=np.float32(0.0))
   expected = np.float32([1e-2, 1e-2, 5e-3, 5e-3, 2.5e-3])
   ours, rates = train(cfg, hparams, losses=[1.0] * 5)
   np.testing.assert_allclose(rates, expected, rtol=1e-6)
@@ -307,8 +344,8 @@ def test_plateau_halves_the_rate_when_the_loss_stands_still():
   (2, [4.0, 3.0, 3.9, 3.0, 3.8, 3.0, 3.7, 3.0], [1, 1, 1, 1, 1, 1, 1, 1]),
 ])  # fmt: skip
 def test_plateau_reads_the_mean_loss_of_its_window(window, losses, expected):
-  cfg = make_cfg("sgd", schedule="plateau")
-  _, rates = train(cfg, HPARAMS, losses=losses, window=window)
+  cfg = make_cfg("sgd", schedule="plateau", plateau_window=window)
+  _, rates = train(cfg, HPARAMS, losses=losses)
   np.testing.assert_allclose(rates, 1e-2 * np.array(expected), rtol=1e-6)
 
 
@@ -316,6 +353,7 @@ def test_plateau_reads_the_mean_loss_of_its_window(window, losses, expected):
 
 UNREAD = {
   "sgd": {"b2", "eps"},
+  "adagrad": {"b1", "b2"},
   "lion": {"eps"},
   "adafactor": {"b1"},
 }
@@ -339,11 +377,11 @@ def test_one_program_serves_all_hyperparameters_and_each_has_its_effect(name):
   with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
     base, _ = train(cfg, HPARAMS)
     for field, value in CHANGED.items():
-      other, _ = train(cfg, HPARAMS._replace(**{field: value}))
+      other, _ = train(cfg, HPARAMS.replace(**{field: value}))
       same = all(np.allclose(base[w], other[w], rtol=1e-6, atol=0) for w in base)
       assert same == (field in UNREAD.get(name, ())), field
-    train(cfg, HPARAMS._replace(total_steps=np.int32(3), decay_steps=np.int32(2)))
-  assert compiled_run(cfg, tuple(ONES.items()), 1)._cache_size() == 1
+    train(cfg, HPARAMS.replace(total_steps=np.int32(3), decay_steps=np.int32(2)))
+  assert compiled_run(cfg, tuple(ONES.items()))._cache_size() == 1
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -352,19 +390,19 @@ def test_one_program_serves_all_boundaries_of_a_schedule(schedule):
   compiled_run.cache_clear()
   with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
     train(cfg, HPARAMS)
-    train(cfg, HPARAMS._replace(total_steps=np.int32(3), final_lr_frac=np.float32(0.5)))
-  assert compiled_run(cfg, tuple(ONES.items()), 1)._cache_size() == 1
+    train(cfg, HPARAMS.replace(total_steps=np.int32(3), final_lr_frac=np.float32(0.5)))
+  assert compiled_run(cfg, tuple(ONES.items()))._cache_size() == 1
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_stacked_runs_equal_separate_runs(name):
   rows = [
-    HPARAMS._replace(peak_lr=np.float32(1e-3), weight_decay=np.float32(0.1)),
-    HPARAMS._replace(b1=np.float32(0.5), clip_norm=np.float32(1.0), warmup_steps=np.int32(2)),
-    HPARAMS._replace(b2=np.float32(0.8), l2=np.float32(0.3), total_steps=np.int32(3)),
+    HPARAMS.replace(peak_lr=np.float32(1e-3), weight_decay=np.float32(0.1)),
+    HPARAMS.replace(b1=np.float32(0.5), clip_norm=np.float32(1.0), warmup_steps=np.int32(2)),
+    HPARAMS.replace(b2=np.float32(0.8), l2=np.float32(0.3), total_steps=np.int32(3)),
   ]
   cfg = make_cfg(name, schedule="plateau" if name == "sgd" else "cosine")
-  function = functools.partial(run, cfg, tuple(ONES.items()), 1)
+  function = functools.partial(run, cfg, tuple(ONES.items()))
   rest = (normal_tree(0), stacked_gradients(4), np.ones(4, np.float32))
   hparams = jax.tree.map(lambda *x: np.stack(x), *rows)
   stacked, _ = jax.jit(jax.vmap(function, in_axes=(0, None, None, None)))(hparams, *rest)
@@ -379,7 +417,7 @@ def test_the_initial_state_does_not_depend_on_hyperparameters(name):
   def init(hparams):
     return make_optimizer(make_cfg(name), hparams, KINDS, AXES, ONES).init(normal_tree(0))
 
-  other = HPARAMS._replace(**CHANGED)
+  other = HPARAMS.replace(**CHANGED)
   for a, b in zip(jax.tree.leaves(init(HPARAMS)), jax.tree.leaves(init(other)), strict=True):
     np.testing.assert_array_equal(a, b)
 
@@ -389,7 +427,7 @@ def test_the_initial_state_does_not_depend_on_hyperparameters(name):
 
 def test_lr_multipliers_of_mup():
   quarter = {"embed": 1.0, "hidden": 0.25, "readout": 1.0, "vector": 1.0}
-  for name in ("adam", "adamw", "lion", "adafactor"):
+  for name in ("adam", "adamw", "adagrad", "lion", "adafactor"):
     assert lr_multipliers(name, "mup", 4.0) == quarter
   assert lr_multipliers("muon", "mup", 4.0) == quarter | {"hidden": 0.5}
   by_fan_in = {"embed": 4.0, "hidden": 1.0, "readout": 4.0, "vector": 4.0}
@@ -403,3 +441,39 @@ def test_errors_name_key_value_rule_and_remedy():
     make_optimizer(make_cfg("adamax"), HPARAMS, KINDS, AXES, ONES)
   with pytest.raises(ConfigError, match=r"optim.decay_coupling=loose: unknown; use independent"):
     make_optimizer(make_cfg(decay_coupling="loose"), HPARAMS, KINDS, AXES, ONES)
+
+
+def test_lower_layers_move_less():
+  """Gradient descent of the same gradient everywhere: updates fall by the factor from layer to layer."""
+  kinds = {"embed": "embed", "blocks": {"up": "hidden"}, "head": "readout"}
+  ones = {
+    "embed": jnp.ones((4, 2)),
+    "blocks": {"up": jnp.ones((3, 2, 2))},
+    "head": jnp.ones((2, 4)),
+  }
+  axes = {
+    "embed": ("vocab", "embed"),
+    "blocks": {"up": ("layers", "embed", "mlp")},
+    "head": ("embed", "vocab"),
+  }
+
+  def updates(**changes):
+    tx = make_optimizer(make_cfg("sgd", **changes), HPARAMS, kinds, axes, ONES)
+    return tx.update(ones, tx.init(ones), ones, value=jnp.float32(0))[0]
+
+  plain, decayed = updates(), updates(layer_decay=0.5)
+  np.testing.assert_allclose(decayed["head"], plain["head"])
+  np.testing.assert_allclose(decayed["embed"], plain["embed"] * 0.5**4)
+  for layer, factor in enumerate((0.125, 0.25, 0.5)):
+    np.testing.assert_allclose(
+      decayed["blocks"]["up"][layer], plain["blocks"]["up"][layer] * factor, rtol=1e-6
+    )
+  apart = {
+    "embed": 1.0,
+    "block_0": {"up": 1.0},
+    "block_2": {"up": 1.0},
+    "classifier": {"bias": 1.0},
+  }
+  assert layer_multipliers(apart, 0.5) == {
+    "embed": 0.5**4, "block_0": {"up": 0.125}, "block_2": {"up": 0.5}, "classifier": {"bias": 1.0},
+  }  # fmt: skip

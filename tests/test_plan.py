@@ -7,14 +7,18 @@ import json
 import jax
 import pytest
 
-from lm import account, compiled, fit, plan
-from lm.chips import CHIPS, Chip
-from lm.collectives import Collective
-from lm.config import ConfigError
-from lm.flags import load_config
-from lm.hlo_cost import Work
-from lm.resolve import resolve
-from lm.sharding import make_mesh
+from lm.config.errors import ConfigError
+from lm.cost.flops import flops_per_token
+from lm.cost.parameters import param_counts
+from lm.devices.chips import CHIPS, Chip
+from lm.devices.sharding import make_mesh
+from lm.plan import compiled
+from lm.plan import layouts as fit
+from lm.plan import run_plan as plan
+from lm.plan.collectives import Collective
+from lm.plan.hlo_cost import Work
+from lm.setup.load import load_config
+from lm.setup.resolve import resolve
 
 # 1 FLOP and 1 byte a second; each of two ports sends 1 byte a second.
 UNIT = Chip(("unit",), 1.0, None, 2.0, 0.5, 100.0, 1.0, 2.0, 0, 0.1, 3.0, "made up")
@@ -48,6 +52,7 @@ def examined():
 
 def options(**given):
   none = {"plan": False, "compile": False, "topology": None, "fit": False, "stack": None}
+  none |= {"json": False, "print_config": False}
   return argparse.Namespace(**none | given)
 
 
@@ -57,9 +62,9 @@ def options(**given):
 def test_a_plan_is_for_the_devices_that_it_is_given():
   cfg = resolve(make_config(), 512, 8)
   facts = plan.make_plan(cfg, None, [FakeDevice()] * 8)
-  assert (facts["devices"], facts["device"]) == (8, "TPU v5 lite")
-  assert facts["peak_flops"] == 8 * CHIPS["TPU v5e"].float32
-  assert plan.make_plan(cfg, None)["device"] == jax.devices()[0].device_kind
+  assert (facts.devices, facts.device) == (8, "TPU v5 lite")
+  assert facts.peak_flops == 8 * CHIPS["TPU v5e"].float32
+  assert plan.make_plan(cfg).device == jax.devices()[0].device_kind
 
 
 @pytest.mark.parametrize("given, words", [
@@ -67,6 +72,7 @@ def test_a_plan_is_for_the_devices_that_it_is_given():
   ({"fit": True}, "fit=True: belongs to a plan; add --plan"),
   ({"compile": True}, "compile=True: belongs to a plan; add --plan"),
   ({"plan": True, "fit": True, "stack": "f"}, "fit=True: plans one run, not a stack; use --config"),
+  ({"json": True}, "json=True: is of --plan and --print_config; a run's record is metrics.jsonl"),
 ])  # fmt: skip
 def test_options_that_do_not_go_together(given, words):
   with pytest.raises(ConfigError) as error:
@@ -81,7 +87,7 @@ def test_options_that_do_not_go_together(given, words):
 
 def test_state_is_split_as_the_mesh_says(examined):
   cfg, facts = examined
-  total = account.param_counts(cfg.model).total
+  total = param_counts(cfg.model).total
   assert (
     total / 8 <= facts["bytes"]["parameters"] / 4 < 1.1 * total / 8
   )  # norms are on every device
@@ -92,7 +98,7 @@ def test_state_is_split_as_the_mesh_says(examined):
 
 def test_matrix_products_are_those_of_the_exact_count(examined):
   cfg, facts = examined
-  exact = account.flops_per_token(cfg.model, "exact") * 8 * 32
+  exact = flops_per_token(cfg.model, "exact") * 8 * 32
   assert facts["flops"]["ours"]["exact"] == exact
   assert facts["flops"]["matmul"] == pytest.approx(exact, rel=0.03)
   assert facts["flops"]["xla"] > facts["flops"]["matmul"]
@@ -111,7 +117,7 @@ def test_unknown_chips_have_no_time_and_the_plan_says_so(examined):
   cfg, facts = examined
   assert facts["fits"] is None and facts["roofline"] is None and facts["dollars"] is None
   json.dumps(facts)
-  text = plan.show(plan.make_plan(cfg, None) | {"compiled": facts})
+  text = plan.show(dataclasses.replace(plan.make_plan(cfg), compiled=facts))
   assert "all-gather" in text and "in matrix products" in text and "MFU" not in text
 
 
@@ -162,7 +168,7 @@ def test_hours_and_dollars_in_closed_form():
   assert found["hours"] == 100 * 36 / 3600
   assert found["dollars"] == found["hours"] * 8 * 3.0
   assert found["tokens_per_sec"] == 256 / 36
-  assert found["mfu"] == account.flops_per_token(cfg.model, "exact") * 256 / (36 * 8)
+  assert found["mfu"] == flops_per_token(cfg.model, "exact") * 256 / (36 * 8)
 
 
 def test_equal_collectives_are_one_row():
@@ -221,7 +227,7 @@ def test_the_search_takes_the_fastest_that_fits(monkeypatch):
   assert [row["fits"] for row in found["tried"]] == [False] * 2 + [True] * (fit.COMPILED - 2)
   assert len(said) == len(seen) == fit.COMPILED
   assert found["best"] is found["tried"][-1]
-  assert found["plan"]["mesh"] == vars(seen[-1].mesh)
+  assert found["plan"].mesh == vars(seen[-1].mesh)
   assert len({cfg.mesh for cfg in seen}) > 1  # a mesh that disappoints gives way to others
   again = load_config("configs/default.py", {
     flag.removeprefix("--config.").split("=")[0]: flag.split("=")[1]
@@ -252,7 +258,7 @@ def test_the_search_plans_for_a_part_of_the_memory(part, monkeypatch):
 
 
 def test_the_search_needs_a_known_chip():
-  with pytest.raises(ConfigError, match="has no row in lm/chips"):
+  with pytest.raises(ConfigError, match="has no row in lm/devices/chips"):
     fit.search(make_config(), 512, jax.devices(), print)
 
 

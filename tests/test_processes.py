@@ -12,8 +12,8 @@ import time
 import numpy as np
 import pytest
 
-from lm import processes
-from lm.config import ConfigError
+from lm.config.errors import ConfigError
+from lm.devices import processes
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -40,23 +40,23 @@ def start_two(command, n_devices=4):
   ]
 
 
-def finish(both):
+def finish(both, code=0):
   outputs = [process.communicate(timeout=240)[0] for process in both]
-  assert [process.returncode for process in both] == [0, 0], outputs
+  assert [process.returncode for process in both] == [code, code], outputs
   return outputs
 
 
 READ = """
 import json, pathlib, sys, numpy as np, jax
-from lm import processes, sharding
-from lm.config import MeshConfig
+from lm.devices import processes, sharding
+from lm.config.schema import MeshConfig
 processes.start(sys.argv[1], 2, int(sys.argv[2]))
 mesh = sharding.make_mesh(MeshConfig(replica=2, fsdp=2, expert=1, sequence=2, tensor=1))
 asked = []
 def read(rows):
   asked.append((rows.start, rows.stop))
   return {"tokens": np.arange(64).reshape(8, 8)[rows]}
-batch = sharding.put_rows(read, 8, sharding.batch_sharding(mesh))["tokens"]
+batch = sharding.put_rows(read, 8, {"tokens": sharding.batch_sharding(mesh)})["tokens"]
 total = jax.jit(lambda x: (x * np.arange(1, 65).reshape(8, 8)).sum())(batch)
 found = [asked, int(total), processes.anywhere(processes.is_leader())]
 pathlib.Path(sys.argv[3], sys.argv[2]).write_text(json.dumps(found))
@@ -87,7 +87,7 @@ def test_two_processes_stop_together_resume_and_leave_the_record_of_one(tmp_path
     assert both[0].poll() is None, both[0].communicate()
     time.sleep(0.05)
   both[1].send_signal(signal.SIGTERM)  # one is told, both stop
-  finish(both)
+  finish(both, 143)
   steps = [json.loads(line)["step"] for line in record.read_text().splitlines()]
   about = json.loads((tmp_path / "two" / "run.json").read_text())
   assert about["status"] == "interrupted" and about["n_devices"] == 8
@@ -105,6 +105,9 @@ def test_two_processes_stop_together_resume_and_leave_the_record_of_one(tmp_path
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
+  ((None, None, 3),
+   "coordinator=None: --processes=None and --process=3 need it; add --coordinator host:port, the same in "
+   "all processes"),
   (("here", 2, 0), "coordinator=here: must be host:port; use here:12345"),
   (("here:1", None, 0),
    "coordinator=here:1: needs the number of processes and this one's; add --processes 2 --process 0"),
@@ -136,7 +139,7 @@ def test_the_environment_can_name_the_coordinator(monkeypatch):
 
 STACK = """
 import os, sys, jax
-from lm import processes
+from lm.devices import processes
 os.sched_getaffinity = lambda pid: set(range(int(sys.argv[2])))
 processes.start_stack(int(sys.argv[1]))
 print(jax.device_count())

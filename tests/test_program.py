@@ -5,11 +5,11 @@ import re
 import jax
 import pytest
 
-from lm import hlo
-from lm.collectives import collectives
-from lm.resolve import make_hparams
-from lm.sharding import make_mesh
-from lm.step import make_programs
+from lm.devices.sharding import make_mesh
+from lm.plan import hlo
+from lm.plan.collectives import collectives
+from lm.setup.hparams import make_hparams
+from lm.training.programs import make_programs
 from tests.test_step import batch, config
 
 DEPTH, WIDTH, MLP, VOCAB = 3, 32, 96, 264
@@ -79,7 +79,7 @@ def test_stacked_runs_exchange_nothing():
   programs = make_programs(cfg, make_mesh(cfg.mesh, 4, jax.devices()[:2]), stacked=True)
   as_shape = lambda x, s: jax.ShapeDtypeStruct((4, *x.shape), x.dtype, sharding=s)
   state = jax.tree.map(as_shape, programs.run_shape, programs.state_sharding)
-  rows = jax.tree.map(lambda x: as_shape(x, programs.batch_sharding), batch(0, cfg))
+  rows = jax.tree.map(as_shape, batch(0, cfg), programs.batch_sharding)
   hparams = jax.tree.map(lambda x: as_shape(x, programs.scalar_sharding), make_hparams(cfg))
   program = hlo.parse(programs.train.lower(state, rows, hparams).compile().as_text())
   assert not collectives(program, 2)

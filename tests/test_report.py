@@ -1,46 +1,49 @@
 """Reports, their figures and the board: what they say is what the ledger and the fits hold."""
 
+import csv
 import doctest
 import json
 import math
 import re
 import threading
 import time
+import types
 import urllib.error
 import urllib.request
 
 import numpy as np
 import pytest
 
-from experiments import board, charts, formats, law_tables, laws, page, report, sweep
-from experiments.claims import Claim
-from experiments.ledger import Ledger, read_ledger
-from lm.config import ConfigError
+from experiments import laws
+from experiments.ledger import rows
+from experiments.ledger.ledger import Ledger, read_ledger
+from experiments.ledger.refresh import FolderReader
+from experiments.report import (
+  answers,
+  board,
+  charts,
+  formats,
+  judged,
+  law_tables,
+  page,
+  paper,
+  report,
+)
+from experiments.report.claims import Claim
+from experiments.sweep import sweep
+from experiments.sweep.halving import Halving
+from lm.config.errors import ConfigError
 from tests.fake_runs import SMOKE, fake_run
+from tests.known_laws import true_fits
 
-TRUE = {"A": 400.0, "B": 2000.0, "E": 1.8, "alpha": 0.34, "beta": 0.37}
 LOADS = re.compile(
   r"""(?:src|href)\s*=\s*["']?\s*(?:https?:)?//|@import|url\(\s*["']?(?:https?:)?//"""
 )
 
 
-def true_loss(n_params, n_tokens):
-  return TRUE["E"] + TRUE["A"] / n_params ** TRUE["alpha"] + TRUE["B"] / n_tokens ** TRUE["beta"]
-
-
 @pytest.fixture(scope="module")
 def fits():
-  """An isoFLOP and a parametric fit to runs of a known law with a little noise."""
-  flops = np.repeat([1e18, 4e18, 1.6e19, 6.4e19], 7)
-  best = 0.09 * flops**0.52
-  n_params = best * np.tile(4.0 ** np.linspace(-1, 1, 7), 4)
-  n_tokens = flops / (6 * n_params)
-  noise = np.exp(1e-3 * np.random.default_rng(0).standard_normal(len(flops)))
-  columns = {"n_params": n_params, "n_tokens": n_tokens, "flops": flops}
-  names = {"name": [f"run{i}" for i in range(len(flops))]}
-  table = laws.from_columns(columns | {"loss": true_loss(n_params, n_tokens) * noise}, names)
-  law = laws.fit_table(table, n_boot=20, n_starts=16, methods=("case", "delta"))
-  return laws.isoflop_fit(table, n_boot=20, bias=False), law
+  return true_fits()
 
 
 @pytest.fixture
@@ -68,7 +71,7 @@ def specs_of(markup):
 # ---- Axes and data -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("module", [formats, charts])
+@pytest.mark.parametrize("module", [formats, charts, paper])
 def test_examples_in_docstrings_hold(module):
   result = doctest.testmod(module)
   assert result.attempted and not result.failed
@@ -95,14 +98,6 @@ def test_an_axis_holds_every_value_and_names_every_tick():
   assert one.domain[0] < 5 < one.domain[1] and one.ticks
 
 
-def test_thinning_keeps_both_ends_and_early_points():
-  xs = np.arange(1.0, 100_001)
-  kept, ys = charts.thin_log(xs, -xs, 60)
-  assert len(kept) <= 60 and kept[0] == 1 and kept[-1] == 100_000
-  assert (kept < 1000).sum() > 20  # the first hundredth of a run is more than half of a log axis
-  np.testing.assert_array_equal(ys, -kept)
-
-
 def test_figures_of_500_runs_stay_small():
   curve = {
     "tokens": list(range(1, 401)),
@@ -121,9 +116,14 @@ def test_values_that_are_none_do_not_reach_a_curve():
   assert [p["loss"] for p in charts.curve_table([row], "tokens")] == [5.0, 4.0]
 
 
-def test_short_records_are_not_smoothed_away():
-  row = {"curve": {"tokens": [1, 2, 3], "train/loss": [9.0, 5.0, 1.0]}}
-  assert [p["loss"] for p in charts.curve_table([row], "tokens", weight=0.9)] == [9.0, 5.0, 1.0]
+def test_a_figure_shows_the_record_and_not_a_lagging_average():
+  tokens = list(range(1, 2001))
+  losses = [3 + 6 * t**-0.5 for t in tokens]
+  row = {"curve": {"tokens": tokens, "train/loss": losses}}
+  for point in charts.curve_table([row], "tokens"):
+    assert point["loss"] == pytest.approx(3 + 6 * point["x"] ** -0.5, abs=0.06)
+    if "low" in point:
+      assert point["low"] < point["loss"] < point["high"]
 
 
 # ---- Laws ----------------------------------------------------------------------------------------
@@ -198,7 +198,7 @@ def test_a_report_of_laws_is_self_contained_and_complete(fits, folder):
   side = laws.refit_under(table, counts, n_boot=20, n_starts=16, holdout=False, methods=("case",))
   found = {"a": law["a"], "slices": slices, "law": law, "counted": side}
   asked = experiment(analyse=lambda rows: found, claims=claims)
-  path = report.write_report(asked, read_ledger(str(folder)), str(folder / "report.html"))
+  path = report.write_report(asked, read_ledger(str(folder)), str(folder / "report.html"), "icml")
   markup = path.read_text()
   assert not LOADS.search(markup)
   assert "Does &lt;width&gt; help?" in markup and "<width>" not in markup
@@ -212,11 +212,148 @@ def test_a_report_of_laws_is_self_contained_and_complete(fits, folder):
   assert f"of {law.holdout.n_held} hold the measured loss" in markup
   files = sorted((folder / "report_figures").iterdir())
   drawn = specs_of(markup)
-  assert len(drawn) == 7 and len(files) == 3 * len(drawn)
+  assert len(drawn) == 7 and len(files) == 4 * len(drawn)
   for file in files:
-    assert file.stat().st_size > 1000
+    assert file.stat().st_size > 100
     assert f"report_figures/{file.name}" in markup
   assert "$schema" not in drawn[0]
+  answer = re.search(r'<p class="answer">(.*?)</p>', markup, re.S)[1]
+  a = slices["a"]
+  assert f"a = {a.value:.3f}" in answer and f"[{a.interval[0]:.3f}, {a.interval[1]:.3f}]" in answer
+  assert "holds Hoffmann" in answer and "excludes Kaplan" in answer
+  assert markup.index('class="answer"') < markup.index("<nav>")
+  check_kit(folder / "report_icml", drawn, law)
+
+
+def check_kit(kit, drawn, law):
+  """Figures of a column's width with their font inside, tables, numbers and methods."""
+  pdfs = sorted(kit.glob("figure-*.pdf"))
+  assert len(pdfs) == len(drawn) and len(list(kit.glob("figure-*.csv"))) == len(drawn)
+  for pdf in pdfs:
+    content = pdf.read_bytes()
+    width = float(re.search(rb"/MediaBox ?\[0 0 ([\d.]+)", content)[1])
+    assert width == pytest.approx(3.25 * 72, abs=1.5), pdf
+    fonts = set(re.findall(rb"/BaseFont ?/([^ /\n]+)", content))
+    assert fonts and all(b"IsoflopSans" in font for font in fonts), (pdf, fonts)
+    sizes = set(re.findall(r'font-size="([\d.]+)px', pdf.with_suffix(".svg").read_text()))
+    assert sizes == {"8"}
+  points = list(csv.DictReader((kit / "figure-3-law.csv").read_text().splitlines()))
+  losses = {round(float(p["loss"]), 4) for p in points if p.get("name")}
+  assert losses == {float(f"{v:.5g}") for v in law.table["loss"]}
+  tables = "".join(p.read_text() for p in kit.glob("table-*.tex"))
+  assert (
+    tables.count(r"\toprule") == tables.count(r"\bottomrule") == len(list(kit.glob("table-*.tex")))
+  )
+  assert "$\\alpha$" in tables and "$<$b$>$loss" in tables and "⁰" not in tables
+  methods = (kit / "methods.tex").read_text()
+  for words in (
+    "3 finished runs of 4",
+    "is not finite",
+    "20 samples of runs",
+    "python -m experiments",
+  ):
+    assert words in methods
+  assert r"\input{methods.tex}" in (kit / "all.tex").read_text()
+
+
+def test_latex_of_what_pages_write():
+  assert paper.latex("a_b 5 % &lt;x&gt; 10⁻³") == r"a\_b 5 \% $<$x$>$ 10$^{-3}$"
+  table = paper.latex_table("N & D", ["run", "N"], [["w=1", "1.2M"], ["w_2", ""]], "tab:1")
+  assert r"\begin{tabular}{lr}" in table and r"w\_2 &  \\" in table and r"N \& D" in table
+
+
+def test_a_sweep_without_analysis_is_answered_by_its_best_setting(tmp_path):
+  for rate, loss in ((1e-3, 3.2), (3e-3, 3.0), (1e-2, 3.1)):
+    for seed, noise in ((0, 0.0), (1, 0.01)):
+      settings = {"optim.peak_lr": rate, "seed": seed}
+      fake_run(tmp_path / "s" / f"lr={rate:g},seed={seed}", settings, loss=loss + noise)
+  settings = {"optim.peak_lr": 1e30}
+  fake_run(tmp_path / "s" / "bad", settings, "failed", reason="loss is not finite")
+  said = answers.answer(experiment(doc=""), {}, read_ledger(str(tmp_path / "s")))
+  assert "best of 3 settings is peak_lr = 0.003, with a validation loss of 3.0050" in said
+  assert "0.1000 above" in said and "more than the noise of seeds explains" in said
+  assert "edge" not in said
+  few = read_ledger(str(tmp_path / "s")).where("optim.peak_lr!=0.001")
+  assert "edge" not in answers.answer(experiment(doc=""), {}, few)
+
+
+def judged_rows(better):
+  """Runs of two rates without a loss, the higher rate with the higher score."""
+  common = {
+    "status": "done",
+    "metric": "eval/val/f1",
+    "better": better,
+    "flops": 1e9,
+    "n_tokens": 10,
+  }
+  return [
+    {**common, "name": f"lr={rate}", "optim.peak_lr": rate, "score": 10 * rate,
+     "curve": {"tokens": [5, 10], "flops": [1, 2], "train/tokens": [5, 5], "train/f1": [0.3, 0.5]}}
+    for rate in (0.01, 0.02)
+  ]  # fmt: skip
+
+
+@pytest.mark.parametrize("better, best", [("higher", "0.02"), ("lower", "0.01")])
+def test_runs_without_a_loss_are_judged_by_their_metric_in_its_direction(better, best):
+  rows = judged_rows(better)
+  said = answers.answer(types.SimpleNamespace(claims=(), halving=None), {}, Ledger(tuple(rows)))
+  assert f"best of 2 settings is peak_lr = {best}, with eval/val/f1 of" in said
+  side = "below" if better == "higher" else "above"
+  assert f"is 0.1000 {side}" in said
+  drawn = charts.response(rows, "optim.peak_lr", None, None).to_dict()["datasets"].values()
+  assert f"by,value,loss\n,{best},{10 * float(best)}\n" in drawn  # the ring
+  judge = judged.judge_of(rows)
+  assert judged.curve_metric(rows, judge) == "train/f1"
+  assert judged.judge_of([*rows, {"loss": 3.0}]) == judged.LOSS
+
+
+def test_rungs_of_halving_are_lines_of_their_own_and_nothing_is_averaged_over_them(tmp_path):
+  runs, made = [], []
+  for rate in (1e-3, 3e-3, 1e-2):
+    runs.append(sweep.Run(f"lr={rate:g}", {"optim.peak_lr": rate}, SMOKE))
+    for rung, steps in ((0, 20), (1, 60)):
+      loss = 4 - rung - (rate == 3e-3) * 0.1
+      fake_run(
+        tmp_path / f"lr={rate:g},rung={rung}",
+        {"optim.peak_lr": rate, "train.steps": steps, "eval.every_steps": 10},
+        loss=loss,
+      )
+      made.append(loss)
+  halved = sweep.make_experiment("halved", runs, doc="", halving=Halving(3, 2))
+  path = report.write_report(halved, read_ledger(str(tmp_path)), str(tmp_path / "r.html"))
+  markup = path.read_text()
+  response = specs_of(markup)[-1]
+  (points,) = (
+    list(csv.DictReader(text.splitlines()))
+    for text in response["datasets"].values() if text.startswith("name,")
+  )  # fmt: skip
+  assert {p["by"] for p in points} == {"0", "1"} and len(points) == 6
+  assert "a line for each rung" in markup
+  assert (
+    "validation loss of 2.9000" in markup and "The best run: 2.9000 (lr=0.003,rung=1)" in markup
+  )
+
+
+def test_a_sweep_of_words_is_reproduced_by_its_command(tmp_path):
+  spec = {"config": SMOKE, "grids": ["optim.peak_lr=1e-3,3e-3"], "random": [], "halving": "3:2", "seed": 0,
+          "name": "rates", "fixed": {"seed": "1"}}  # fmt: skip
+  (tmp_path / "rates").mkdir()
+  (tmp_path / "rates" / "sweep.json").write_text(json.dumps(spec))
+  command = report.sweep_command(tmp_path / "rates" / "sweep.json")
+  assert command == (
+    f"python -m experiments run --config {SMOKE} --grid optim.peak_lr=1e-3,3e-3 --halving 3:2"
+    " --set seed=1 --save_as rates"
+  )
+  fake_run(tmp_path / "rates" / "a", {})
+  rows = read_ledger(str(tmp_path / "rates"))
+  path = report.write_report(experiment(), rows, str(tmp_path / "r.html"), command=command)
+  assert page.escape(command) in path.read_text()
+
+
+def test_progress_is_told_while_it_computes(folder, capsys):
+  report.write_report(experiment(), read_ledger(str(folder)), str(folder / "r.html"))
+  told = capsys.readouterr().err
+  assert "report widths: figure 1, learning-curves" in told
 
 
 def test_failed_runs_are_named_with_their_reason_as_text(folder):
@@ -267,7 +404,7 @@ def test_mismatched_evaluations_are_called_out(folder):
 
 
 def test_a_comparison_draws_every_run(folder):
-  from experiments.compare import compare
+  from experiments.ledger.compare import compare
 
   rows = list(read_ledger(str(folder)))
   path = report.write_comparison(rows, compare(rows, "tokens", 0.5), str(folder / "c.html"))
@@ -301,16 +438,9 @@ def test_hostile_names_stay_text(folder):
   assert not LOADS.search(markup)
 
 
-def test_the_script_finds_every_element_it_asks_for():
-  script = (page.HERE / "board.js").read_text()
-  asked = set(re.findall(r'\bel\("(\w+)"\)', script)) | set(re.findall(r'options\("(\w+)"', script))
-  assert len(asked) > 10
-  assert asked <= set(re.findall(r'id="(\w+)"', board.BODY))
-
-
 def test_the_served_board_shows_new_runs(folder, monkeypatch):
   monkeypatch.setattr(board, "REFRESH_SECONDS", 0)
-  server = board.make_server(lambda: read_ledger(str(folder), curves=False), 0)
+  server = board.make_server(FolderReader(str(folder)), 0)
   thread = threading.Thread(target=server.serve_forever, daemon=True)
   thread.start()
   try:
@@ -323,12 +453,21 @@ def test_the_served_board_shows_new_runs(folder, monkeypatch):
     while len(after["rows"]) == len(before["rows"]) and time.monotonic() < patience:
       after = json.loads(get("/ledger.json"))
     assert {r["name"] for r in after["rows"]} - {r["name"] for r in before["rows"]} == {"later"}
-    assert before["made"] != after["made"]
+    assert before["version"] < after["version"]
+    changed = json.loads(get(f"/ledger.json?since={before['version']}"))
+    assert [r["name"] for r in changed["rows"]] == ["later"] and set(changed["curves"]) == {"later"}
+    assert changed["names"] == [r["name"] for r in after["rows"]]
     assert "later" in get("/")
+    elsewhere = urllib.request.Request(root + "/ledger.json", headers={"Host": "evil.example"})
+    with pytest.raises(
+      urllib.error.HTTPError, match="403"
+    ):  # a name pointed here by a page elsewhere
+      urllib.request.urlopen(elsewhere, timeout=10)
+    assert server.server_address[0] == "127.0.0.1"
     with pytest.raises(urllib.error.HTTPError, match="404"):
       get("/../run.json")
     with pytest.raises(ConfigError, match="choose another port"):
-      board.make_server(lambda: after, server.server_address[1])
+      board.make_server(FolderReader(str(folder)), server.server_address[1])
   finally:
     server.shutdown()
     server.server_close()
@@ -337,5 +476,32 @@ def test_the_served_board_shows_new_runs(folder, monkeypatch):
 
 def test_a_slow_ledger_is_not_read_at_every_request():
   calls = []
-  get = board._at_most_every(60, lambda: calls.append(1) or len(calls))
-  assert get() == get() == 1 and len(calls) == 1
+  reader = types.SimpleNamespace(read=lambda: calls.append(1) or "rows", version=1, since=set)
+  look = board._AtMostEvery(60, reader)
+  assert look()[0] == look()[0] == "rows" and len(calls) == 1
+
+
+def test_a_folder_read_again_parses_only_what_is_new(folder, monkeypatch):
+  fake_run(folder / "now", {"model.width": 32, "seed": 5}, status="running")
+  parsed = []
+  parse = rows._parsed
+  monkeypatch.setattr(
+    rows, "_parsed", lambda text, *rest: parsed.append(text) or parse(text, *rest)
+  )
+  reader = FolderReader(str(folder))
+  assert reader.read().rows == read_ledger(str(folder)).rows
+  first, version = len(reader.read()), reader.version
+  parsed.clear()
+  with open(folder / "now" / "metrics.jsonl", "a") as file:
+    file.write('{"step": 70, "tokens": 35840, "flops": 1.0, "train/loss": 1.5}\n{"step": 80, "tok')
+  again = reader.read()
+  assert sum(map(len, parsed)) < 100 and b'"step": 70' in b"".join(parsed)
+  (row,) = (r for r in again if r["name"] == "now")
+  assert row["step"] == 70 and row["curve"]["train/loss"][-1] == 1.5
+  assert len(again) == first and reader.version == version + 1 and reader.since(version) == {"now"}
+  lines = (
+    (folder / "now" / "metrics.jsonl").read_text().splitlines()[:3]
+  )  # a resume cut it, then went on
+  longer = [*lines, *(f'{{"step": {s}, "tokens": {s}, "flops": 2.0}}' for s in range(40, 90))]
+  (folder / "now" / "metrics.jsonl").write_text("\n".join(longer) + "\n")
+  assert reader.read().rows == read_ledger(str(folder)).rows

@@ -12,8 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-from lm.checkpoint import load_params
-from lm.log import read_jsonl
+from lm.files import read_jsonl
+from lm.runs.checkpoint import load_params
 
 ROOT = pathlib.Path(__file__).parent.parent
 FLAGS = [
@@ -36,9 +36,9 @@ def start(workdir, *more):
   )
 
 
-def finish(process):
+def finish(process, code=0):
   output, _ = process.communicate(timeout=300)
-  assert process.returncode == 0, output
+  assert process.returncode == code, output
   return output
 
 
@@ -90,7 +90,7 @@ def test_a_polite_signal_saves_and_says_how_to_resume(whole, tmp_path, number):
   process = start(workdir)
   wait_for_step(workdir, 30, process)
   process.send_signal(number)
-  last = finish(process).strip().splitlines()[-1]
+  last = finish(process, 128 + number).strip().splitlines()[-1]
   assert last.startswith("resume with: ") and str(workdir) in last
   run = json.loads((workdir / "run.json").read_text())
   assert run["status"] == "interrupted"
@@ -111,6 +111,7 @@ def test_a_finished_run_is_left_alone_and_another_is_refused(tmp_path):
   assert output.startswith(f"workdir={workdir}: holds another run (model.width=32 there, 64 here);")
 
 
+@pytest.mark.slow
 def test_the_last_run_of_a_stack_trains_alone(tmp_path):
   whole = {"config": "configs/smoke.py", "overrides": {"train.steps": 20, "log.wandb": "disabled"}}
   for seeds in ([0, 1], [0, 1, 2]):  # in the second stack one is left

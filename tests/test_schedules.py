@@ -5,14 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.config import ConfigError, Hparams
-from lm.schedules import SCHEDULES, lr_multiplier
+from lm.config.errors import ConfigError
+from lm.config.hparams import Hparams
+from lm.optim.schedules import SCHEDULES, lr_multiplier
 
 
 def make_hparams(total=100, warmup=10, decay=20, final=0.1):
   """Only what schedules read; anything else would fail on None."""
-  empty = Hparams(*[None] * len(Hparams._fields))
-  return empty._replace(
+  return Hparams(
     total_steps=np.int32(total),
     warmup_steps=np.int32(warmup),
     decay_steps=np.int32(decay),

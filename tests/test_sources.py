@@ -1,10 +1,17 @@
 """Sources give the documents that are there, in a fixed order, or say what is wrong and where."""
 
 import ast
+import bz2
+import csv
+import glob
 import gzip
 import hashlib
 import importlib.metadata
+import io
 import json
+import lzma
+import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -12,9 +19,16 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from lm.config import ConfigError
-from lm.data import cleaning, docstrings, sources, synthetic
+from lm.config.errors import ConfigError
+from lm.data import cache, cleaning, sources
+from lm.data.sources import docstrings, paths, python, synthetic
+from lm.data.stemmer import stem
 from tests.corpora import data_config
+
+
+def zipped(data: bytes) -> bytes:
+  """gzip with the same bytes at any time, as test names hold them."""
+  return gzip.compress(data, mtime=0)
 
 
 def read(spec, tmp_path, split="train", **changes):
@@ -50,7 +64,7 @@ def test_docstrings_are_the_same_bytes_on_every_machine(docs):
 
 def test_docstrings_import_nothing():
   code = (
-    "import sys; from lm.data import docstrings; next(docstrings.read('x'));"
+    "import sys; from lm.data.sources import docstrings; next(docstrings.read('x'));"
     "assert 'scipy' not in sys.modules"
   )
   subprocess.run([sys.executable, "-c", code], check=True)
@@ -65,7 +79,7 @@ def test_python_gives_the_standard_library_without_tests(tmp_path):
   found = read("python", tmp_path)
   assert len(found) > 400
   assert any(doc.startswith('"""Implementation of JSONDecoder') for doc in found)
-  paths = [path.as_posix() for path in sources._python_files()]
+  paths = [path.as_posix() for path in python.source_files()]
   assert not [p for p in paths if "/test/" in p or "site-packages" in p]
   for doc in found[:20]:
     ast.parse(doc)
@@ -103,18 +117,227 @@ def test_text_drops_the_utf8_signature_only_at_the_start(tmp_path):
   assert read(f"text:{tmp_path}/a.txt", tmp_path, text_unit="line") == ["one", "\ufefftwo"]
 
 
+RECORDS = [{"text": "ä\nb", "n": 1}, {"text": 'c, "d"'}, {"text": "e\tf"}]
+TEXTS = [record["text"] for record in RECORDS]
+JSON_LINES = "".join(json.dumps(record) + "\n" for record in RECORDS).encode()
+ROWS = io.StringIO(newline="")
+csv.writer(ROWS).writerows([["n", "text"], *([i, text] for i, text in enumerate(TEXTS))])
+CSV = ROWS.getvalue().encode()
+
+
+def parquet_bytes(rows):
+  pyarrow = pytest.importorskip("pyarrow")
+  from pyarrow import parquet
+
+  sink = io.BytesIO()
+  parquet.write_table(pyarrow.Table.from_pylist(rows), sink)
+  return sink.getvalue()
+
+
+def zstd_bytes(raw):
+  zstandard = pytest.importorskip("zstandard")
+  half = len(raw) // 2
+  return b"".join(zstandard.ZstdCompressor().compress(part) for part in (raw[:half], raw[half:]))
+
+
+PACKERS = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zst": zstd_bytes}
+
+
+@pytest.mark.parametrize("packed", [None, *PACKERS])
+@pytest.mark.parametrize(
+  ("name", "content"),
+  [
+    ("a.jsonl", JSON_LINES),
+    ("a.JSONL", JSON_LINES),
+    ("a.ndjson", JSON_LINES),
+    ("a.json", JSON_LINES),  # as C4 is distributed
+    ("a", JSON_LINES),
+    ("part-00000", JSON_LINES.replace(b"\n", b"\r\n")),
+    ("a.jsonl", JSON_LINES.replace(b"\n", b"\r")),
+    ("a.jsonl", b"\xef\xbb\xbf" + JSON_LINES),
+    ("a.json", json.dumps(RECORDS).encode()),
+    ("a.json", b"\xef\xbb\xbf \n" + json.dumps(RECORDS, indent=2).encode() + b"\n"),
+    ("a.json", b"\n".join(json.dumps(r, indent=1).encode() for r in RECORDS)),
+    ("a.csv", CSV),
+    ("a.CSV", b"\xef\xbb\xbf" + CSV),
+    ("a.tsv", b"text\tn\n" + b"".join(b'"%s"\t1\n' % t for t in (b"x", b'y ""z""'))),
+  ],
+)
+def test_records_are_documents_however_they_are_packed(tmp_path, name, content, packed):
+  if packed:
+    name, content = f"{name}.{packed}", PACKERS[packed](content)
+  (tmp_path / name).write_bytes(content)
+  expected = ["x", 'y "z"'] if "tsv" in name else TEXTS
+  assert read(f"text:{tmp_path}/a*", tmp_path) == expected if name[0] == "a" else True
+  assert read(f"text:{tmp_path}/*", tmp_path) == expected
+
+
+@pytest.mark.parametrize("packed", [None, *PACKERS])
+def test_content_decides_before_the_name(tmp_path, packed):
+  content = JSON_LINES if packed is None else PACKERS[packed](JSON_LINES)
+  (tmp_path / "a.jsonl").write_bytes(content)  # compressed, with no suffix that says so
+  assert read(f"text:{tmp_path}/a.jsonl", tmp_path) == TEXTS
+
+
+def test_parquet_is_read_by_its_column(tmp_path):
+  rows = [{"text": text, "meta": {"body": text.upper()}} for text in TEXTS]
+  rows[1]["text"] = None
+  for name in ("a.parquet", "b.bin"):
+    (tmp_path / name).write_bytes(parquet_bytes(rows))
+    spec = f"text:{tmp_path}/{name}"
+    assert read(spec, tmp_path) == [TEXTS[0], None, TEXTS[2]]
+    assert read(spec, tmp_path, text_field="meta.body") == [text.upper() for text in TEXTS]
+  whole = (tmp_path / "a.parquet").read_bytes()
+  for broken in (whole[:-9], whole[: len(whole) // 2], b"", b"PAR1"):
+    (tmp_path / "a.parquet").write_bytes(broken)
+    with pytest.raises(ConfigError, match=r"a.parquet is not a whole parquet file"):
+      read(f"text:{tmp_path}/a.parquet", tmp_path)
+
+
+def test_large_json_arrays_are_read_across_chunks(tmp_path, monkeypatch):
+  records = [{"n": i, "text": f"é{i}" * (i % 50), "x": [1.5e3, {"y": None}]} for i in range(300)]
+  for indent in (None, 1):
+    (tmp_path / "a.json").write_text(json.dumps(records, indent=indent, ensure_ascii=False))
+    for chunk in (1, 7, 1 << 20):
+      monkeypatch.setattr("lm.data.sources.readers.utf8.CHUNK", chunk)
+      found = read(f"text:{tmp_path}/a.json", tmp_path)
+      assert found == [record["text"] for record in records]
+
+
+@pytest.mark.parametrize(
+  ("field", "expected"),
+  [
+    ("a.b", "one"),
+    ("c[1]", "three"),
+    ("d[0].e", "four"),
+    ("f.g", "written so"),
+    ("h[0][1].i", "deep"),
+  ],
+)
+def test_fields_inside_fields(tmp_path, field, expected):
+  record = {
+    "a": {"b": "one"}, "c": ["two", "three"], "d": [{"e": "four"}], "f.g": "written so",
+    "h": [[0, {"i": "deep"}]],
+  }  # fmt: skip
+  (tmp_path / "a.jsonl").write_text(json.dumps(record))
+  assert read(f"text:{tmp_path}/a.jsonl", tmp_path, text_field=field) == [expected]
+  with pytest.raises(ConfigError) as error:
+    read(f"text:{tmp_path}/a.jsonl", tmp_path, text_field="text")
+  assert "a.jsonl:1 has no such text; it has: a.b, c[0], d[0].e, f.g" in str(error.value)
+
+
+@pytest.mark.parametrize("field", ["", "a..b", "a[", "a[x]", "[0]", ".a", "a]", "a[0]b"])
+def test_what_is_no_field_is_refused(tmp_path, field):
+  (tmp_path / "a.jsonl").write_text("{}")
+  with pytest.raises(ConfigError, match=r"^data.text_field=.*: must be names with dots between"):
+    read(f"text:{tmp_path}/a.jsonl", tmp_path, text_field=field)
+
+
+def test_records_without_text_are_none(tmp_path):
+  lines = ['{"text": null}', '{"text": "a"}', "{}", '{"text": {"text": "b"}, "x": 1}'][:3]
+  (tmp_path / "a.jsonl").write_text("\n".join(lines))
+  (tmp_path / "b.csv").write_text("n,text\n1,b\n2\n\n3,\n")
+  assert read(f"text:{tmp_path}/*", tmp_path) == [None, "a", None, "b", None, ""]
+  counts = Counter()
+  kept = list(cleaning.cleaned([None, "a", None], data_config(tmp_path), counts))
+  assert kept == ["a"] and counts == {"read": 3, "no_text": 2}
+
+
+def test_old_line_ends(tmp_path):
+  (tmp_path / "a.txt").write_bytes(b"one\rtwo\r\rthree\r")
+  spec = f"text:{tmp_path}/a.txt"
+  assert read(spec, tmp_path, text_unit="line") == ["one", "two", "", "three"]
+  assert read(spec, tmp_path, text_unit="paragraph") == ["one\rtwo", "three"]
+  (tmp_path / "a.txt").write_bytes(b"one\rtwo\nthree\r\n")  # CR within a line of LF ends
+  assert read(spec, tmp_path, text_unit="line") == ["one\rtwo", "three"]
+  (tmp_path / "a.csv").write_bytes(b"text,n\rone,1\rtwo,2\r")
+  assert read(f"text:{tmp_path}/a.csv", tmp_path) == ["one", "two"]
+
+
+def test_files_without_content_give_no_document(tmp_path):
+  for name in ("a.jsonl", "a.json", "a.csv", "a.ndjson", "a"):
+    (tmp_path / name).write_bytes(b"")
+    assert "".join(read(f"text:{tmp_path}/{name}", tmp_path)) == ""
+  (tmp_path / "a.json").write_text("[]")
+  assert read(f"text:{tmp_path}/a.json", tmp_path) == []
+  (tmp_path / "a.csv").write_text("text\n")
+  assert read(f"text:{tmp_path}/a.csv", tmp_path) == []
+
+
+def test_a_format_can_be_named(tmp_path):
+  (tmp_path / "a.txt").write_bytes(JSON_LINES)
+  spec = f"text:{tmp_path}/a.txt"
+  assert read(spec, tmp_path, text_format="plain") == [JSON_LINES.decode()]
+  assert read(spec, tmp_path, text_format="json") == TEXTS
+  (tmp_path / "a.txt").write_bytes(CSV)
+  assert read(spec, tmp_path) == [CSV.decode()]
+  assert read(spec, tmp_path, text_format="csv") == TEXTS
+  assert len({
+    sources.identity(spec, data_config(tmp_path, text_format=name), "train")
+    for name in ("auto", "csv", "plain")
+  }) == 3  # fmt: skip
+
+
 @pytest.mark.parametrize(
   ("name", "content", "unit", "message"),
   [
     ("a.txt", b"abc\n\xffdef", "file", "a.txt is not UTF-8 at byte 4 (0xff); convert it"),
     ("a.txt", b"abc\nd\xe9f", "line", "a.txt is not UTF-8 at byte 5 (0xe9); convert it"),
     ("a.txt", b"\xef\xbb\xbfab\xff", "file", "a.txt is not UTF-8 at byte 5 (0xff); convert it"),
+    ("a.txt", "ab".encode("utf-16"), "file", "a.txt is not UTF-8 at byte 0 (0xff), but utf-16;"),
+    (
+      "a.txt",
+      "ab".encode("utf-16-le"),
+      "line",
+      "a.txt is not UTF-8 text at byte 1 (0x00), but looks",
+    ),
+    ("a.txt", "ab".encode("utf-32"), "line", "a.txt is not UTF-8 at byte 0 (0xff), but utf-32"),
+    ("a.jsonl", JSON_LINES.decode().encode("utf-16"), "file", "is not UTF-8 at byte 0 (0xff)"),
+    ("a.csv", "text\nä\n".encode("latin1"), "file", "a.csv is not UTF-8 at byte 5 (0xe4)"),
+    ("a.json", '[{"text": "ä"}]'.encode("latin1"), "file", "a.json is not UTF-8 at byte 11 (0xe4)"),
     ("a.txt.gz", b"not gzip", "file", "a.txt.gz is not a whole gzip file"),
-    ("a.txt.gz", gzip.compress(b"abc" * 999)[:-9], "file", "a.txt.gz is not a whole gzip file"),
+    ("a.txt.gz", b"", "file", "a.txt.gz is not a whole gzip file"),
+    ("a.txt.gz", zipped(b"abc" * 999)[:-9], "file", "a.txt.gz is not a whole gzip file"),
+    ("a.txt.xz", lzma.compress(b"abc" * 999)[:-9], "file", "a.txt.xz is not a whole xz file"),
+    ("a.txt.bz2", bz2.compress(b"abc" * 999)[:-9], "line", "a.txt.bz2 is not a whole bzip2 file"),
+    ("a.txt.bz2", bz2.compress(b"abc" * 999)[:14] + b"xxxxx", "file", "not a whole bzip2 file"),
+    ("a.txt.zst", b"(\xb5/\xfd\x04", "file", "a.txt.zst is not a whole zstd file"),
+    ("a.gz", zipped(zipped(b"abc")), "file", "a.gz is compressed twice; decompress"),
+    ("a.txt", b"PK\x03\x04abc", "file", "a.txt is a zip archive; unpack it"),
+    ("a.txt", b"%PDF-1.4 abc", "line", "a.txt is a PDF; take its text, e.g. with pdftotext"),
+    (
+      "a.tgz",
+      zipped(b"x" * 257 + b"ustar" + b"y" * 250),
+      "file",
+      "is a tar archive; unpack",
+    ),
+    ("a.parquet.gz", zipped(b"PAR1\0"), "file", "is parquet inside gzip; decompress it"),
+    ("a.txt", JSON_LINES, "file", "a.txt holds JSON lines; rename it .jsonl, or set data.text_f"),
     ("a.jsonl", b'{"text": "x"}\n{text}\n', "file", "a.jsonl:2 is not JSON"),
+    ("a.jsonl", b'{"a":' * 99999, "file", "a.jsonl:1 is not JSON ("),
     ("a.jsonl", b"[1]\n", "file", "a.jsonl:1 is no JSON object; write one on each line"),
     ("a.jsonl", b'{"body": "x", "n": 1}\n', "file", "a.jsonl:1 has no such text; it has: body"),
+    ("a.jsonl", b'{"text": 5, "n": 1}\n', "file", "a.jsonl:1 has a number there, no text; it has"),
+    (
+      "a.jsonl",
+      b'{"text": ["x"]}\n',
+      "file",
+      "a.jsonl:1 has a list there, no text; it has: text[0]",
+    ),
     ("a.jsonl", b'{"text": "\\ud800"}\n', "file", "a.jsonl:1 has a lone surrogate"),
+    ("a.json", b"plain words", "file", "a.json is not JSON after record 0 (Expecting value"),
+    ("a.json", b'[{"text": "x"}, ', "file", "a.json is not JSON after record 1 ("),
+    ("a.json", b'[{"text": "x"}', "file", "not JSON after record 1 (the array does not end)"),
+    ("a.json", b'[{"text": "x"} {"text": "y"}]', "file", "record 1 (a comma is missing)"),
+    ("a.json", b'[{"text": "x"},]', "file", "a.json is not JSON after record 1 (Expecting value"),
+    ("a.json", b'[{"text": "x"}] x', "file", "record 1 (something follows the array)"),
+    ("a.json", b'["x"]', "file", "a.json record 1 is no JSON object; give objects with the field"),
+    ("a.json", b"[" * 99999, "file", "a.json is not JSON after record 0 ("),
+    ("a.csv", b"body,n\nx,1\n", "file", "a.csv has no such column; it has: body, n"),
+    ("a.csv", b"text,text\nx,1\n", "file", "a.csv has 2 columns of that name; rename one"),
+    ("a.csv", b"n,text\n1,x, y\n", "file", "a.csv:2 has 3 fields, and the first row names 2"),
+    ("a.csv", b'text\n"x\n', "file", "a.csv:2 is not csv (unexpected end of data); mend"),
+    ("a.tsv", b'text\tn\n"x\ty\n', "file", "a.tsv:2 has a field that begins with a quote and does"),
   ],
 )
 def test_bad_text_is_named_with_its_place(tmp_path, name, content, unit, message):
@@ -123,6 +346,130 @@ def test_bad_text_is_named_with_its_place(tmp_path, name, content, unit, message
     read(f"text:{tmp_path}/a.*", tmp_path, text_unit=unit)
   assert message in str(error.value)
   assert str(error.value).startswith("data.") and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("cut", range(1, 40, 3))
+def test_a_cut_zstd_file_is_not_a_whole_one(tmp_path, cut):
+  whole = zstd_bytes(b"".join(b"%d " % i for i in range(999)))
+  (tmp_path / "a.zst").write_bytes(whole[:-cut])
+  with pytest.raises(ConfigError, match=r"a.zst is not a whole zstd file"):
+    read(f"text:{tmp_path}/a.zst", tmp_path)
+
+
+@pytest.mark.parametrize(
+  ("package", "name", "content", "message"),
+  [
+    ("zstandard", "a.zst", b"(\xb5/\xfd\x04", "which needs zstandard; pip install zstandard"),
+    ("pyarrow", "a.parquet", b"PAR1", "a.parquet is parquet; pip install pyarrow"),
+  ],
+)
+def test_a_missing_package_is_named(tmp_path, monkeypatch, package, name, content, message):
+  monkeypatch.setitem(sys.modules, package, None)
+  monkeypatch.setitem(sys.modules, "compression", None)  # of Python 3.14
+  (tmp_path / name).write_bytes(content)
+  with pytest.raises(ConfigError) as error:
+    read(f"text:{tmp_path}/{name}", tmp_path)
+  assert message in str(error.value)
+
+
+def test_a_source_without_a_single_text_is_refused_early(tmp_path, monkeypatch):
+  monkeypatch.setattr("lm.data.sources.readers.fields.PATIENCE", 3)
+  (tmp_path / "a.jsonl").write_text('{"body": "x"}\n' * 5)
+  found = sources.documents(f"text:{tmp_path}/a.jsonl", data_config(tmp_path), "train")
+  assert [next(found), next(found)] == [None, None]
+  with pytest.raises(ConfigError, match=r"a.jsonl:1 has no such text; it has: body"):
+    next(found)
+
+
+# --- paths ---
+
+
+def found(pattern):
+  return paths.find_files(str(pattern), "data.sources=text:x")
+
+
+def test_patterns_match_as_those_of_glob_do(tmp_path):
+  for name in (
+    "a.txt",
+    "b1.txt",
+    "b2.md",
+    ".hidden.txt",
+    "in/c.txt",
+    "in/deep/d.txt",
+    "in/.no/e.txt",
+  ):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("x")
+  for pattern in (
+    "*.txt", "b?.*", "[ab]*.txt", "**/*.txt", "in/**/*.txt", "*/*.txt", ".*.txt", "in/../a.txt",
+    "**", "a.txt", "in/**/d.txt", "**/deep/*",
+  ):  # fmt: skip
+    expected = glob.glob(str(tmp_path / pattern), recursive=True)
+    expected = sorted(os.path.realpath(path) for path in expected if os.path.isfile(path))
+    assert [os.path.realpath(path) for path in found(tmp_path / pattern)] == expected, pattern
+
+
+def test_brackets_in_real_names_are_names(tmp_path):
+  folder = tmp_path / "data [1]" / "x*y"
+  folder.mkdir(parents=True)
+  (folder / "a[2].txt").write_text("one")
+  (tmp_path / "data 1").mkdir()
+  assert found(folder / "a[2].txt") == [str(folder / "a[2].txt")]
+  assert found(tmp_path / "data [1]" / "*" / "*.txt") == [str(folder / "a[2].txt")]
+  assert found(tmp_path / "*" / "**" / "a[2]*") == [str(folder / "a[2].txt")]
+
+
+def test_each_real_file_is_read_once_whatever_links_there_are(tmp_path):
+  (tmp_path / "in").mkdir()
+  (tmp_path / "in" / "a.txt").write_text("x")
+  for i in range(5):  # loops, of which a walk along them has exponentially many
+    (tmp_path / "in" / f"loop{i}").symlink_to(tmp_path / "in", target_is_directory=True)
+  (tmp_path / "in" / "0.txt").symlink_to(tmp_path / "in" / "a.txt")
+  assert found(tmp_path / "**" / "*.txt") == [str(tmp_path / "in" / "a.txt")]
+  assert found(tmp_path / "in" / "0.txt") == [str(tmp_path / "in" / "0.txt")]
+
+
+def test_what_is_no_file_is_refused(tmp_path):
+  os.mkfifo(tmp_path / "pipe.txt")
+  (tmp_path / "broken.txt").symlink_to(tmp_path / "nowhere")
+  (tmp_path / "self.txt").symlink_to(tmp_path / "self.txt")
+  (tmp_path / "folder.txt").mkdir()
+  for name, what in (
+    ("pipe.txt", "is a named pipe, no file"),
+    ("broken.txt", "is a link that leads nowhere, no file"),
+    ("self.txt", "is a link that leads nowhere, no file"),
+    ("folder.txt", "is a folder; use text:"),
+    ("*/*.txt", "no file matches"),
+  ):
+    with pytest.raises(ConfigError, match=what):
+      found(tmp_path / name)
+  with pytest.raises(ConfigError, match="no file"):
+    found(tmp_path / "*.txt")
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+  (tmp_path / "a.txt").write_text("x")
+  opened = open
+
+  def refused(path, *arguments, **options):
+    if str(path).endswith("a.txt"):
+      raise PermissionError(13, "Permission denied")
+    return opened(path, *arguments, **options)
+
+  monkeypatch.setattr("builtins.open", refused)
+  for function in (sources.documents, sources.identity):
+    with pytest.raises(ConfigError, match=r"a.txt cannot be read \(Permission denied\)"):
+      list(function(f"text:{tmp_path}/a.txt", data_config(tmp_path), "train"))
+
+
+def test_a_damaged_memory_of_hashes_is_no_matter(tmp_path):
+  (tmp_path / "a.txt").write_text("x")
+  cfg = data_config(tmp_path)
+  (tmp_path / "cache").mkdir()
+  first = sources.identity(f"text:{tmp_path}/a.txt", cfg, "train")
+  for content in ("{", "[1]", "null", '{"x": 3}', "\x00"):
+    (tmp_path / "cache" / "file_hashes.json").write_text(content)
+    assert sources.identity(f"text:{tmp_path}/a.txt", cfg, "train") == first
 
 
 @pytest.mark.parametrize(
@@ -291,3 +638,99 @@ def test_length_limits_count_what_they_drop(tmp_path):
   kept = list(cleaning.cleaned(["a", "ab", " \n ", "abc", "abcd", ""], cfg, counts))
   assert kept == ["ab", "abc"]
   assert counts == {"read": 6, "short": 1, "long": 1, "blank": 2}
+
+
+HTML = """<!DOCTYPE html><html><head><title>T</title><style>p > a {}</style></head><!-- a <b> -->
+<body><h1 title="a > b">Head</h1><p class='x'>One &amp; two&nbsp;&lt;three&gt; <b>bo</b>ld<br/>next
+<script type="x">if (a < b) { "</p>" }</script> 1 < 2 and 3 > 2, a<b</p></body></html>"""
+
+
+@pytest.mark.parametrize(
+  ("changes", "text", "expected"),
+  [
+    (
+      {"strip_html": True, "squeeze_spaces": True},
+      HTML,
+      "T\n\nHead\n\nOne & two <three> bold\nnext\n1 < 2 and 3 > 2, a<b",
+    ),
+    ({"strip_html": True}, "a < b <!-- c", "a < b <!-- c"),
+    ({"strip_html": True}, "İ<!-- x -->y", "İy"),
+    (
+      {"mask_urls": True},
+      "see https://a.b/c?d=e#f, (www.x.org/y). not www or http:",
+      "see <url>, (<url>). not www or http:",
+    ),
+    ({"mask_emails": True}, "a.b+c@d-e.co.uk, x@y and @me", "<email>, x@y and @me"),
+    (
+      {"remove_stop_words": True},
+      "The cat, and THE dog don't\nsit on that mat; isn’t it? theory",
+      "cat, dog sit mat; ? theory",
+    ),
+    (
+      {"stem": True},
+      "Generalizations of x9 running ponies' éclairs",
+      "gener of x9 run poni' éclairs",
+    ),
+    (
+      {"remove_stop_words": True, "stem": True, "lower_case": True, "unicode": "NFKC"},
+      "Ｔhe Cats were Hopping",
+      "cat hop",
+    ),
+  ],
+)
+def test_cleaning_steps(tmp_path, changes, text, expected):
+  assert cleaning.clean(text, data_config(tmp_path)) == text
+  found = cleaning.clean(text, data_config(tmp_path, **changes))
+  if changes == {"remove_stop_words": True}:
+    found = found.replace("\n", "")
+  assert found == expected
+
+
+def test_steps_take_time_in_proportion_to_the_text(tmp_path):
+  steps = dict.fromkeys(cleaning.STEPS, True)
+  cfg = data_config(tmp_path, unicode="NFKC", **steps)
+  for unit in (
+    "<!--",
+    "<script ",
+    "a",
+    "<",
+    "&",
+    "a@",
+    "@a.",
+    "www.",
+    '<a "',
+    "it's ",
+    "\n ",
+    "<a x='",
+  ):
+    cleaning.clean(unit * 50_000, cfg)  # quadratic time would be minutes
+
+
+def test_every_step_is_off_by_default_and_has_a_key(tmp_path):
+  cfg = data_config(tmp_path)
+  assert [key for key in cleaning.KEYS if getattr(cfg, key)] == []
+  assert set(cleaning.KEYS) < set(cache.CLEANING)
+
+
+def test_stems_are_those_of_porter(docs):
+  """The published algorithm as NLTK has it, on every word of the docstrings; and the paper's examples."""
+  porter = pytest.importorskip("nltk.stem.porter")
+  theirs = porter.PorterStemmer(mode=porter.PorterStemmer.ORIGINAL_ALGORITHM)
+  words = {word for doc in docs for word in re.findall(r"[a-z]+", doc.lower())}
+  assert len(words) > 8000
+  assert {w: stem(w) for w in words} == {w: theirs.stem(w) for w in words}
+  paper = """caresses caress ponies poni ties ti cats cat feed feed agreed agre plastered plaster bled bled
+    motoring motor sing sing conflated conflat troubled troubl sized size hopping hop tanned tan falling
+    fall hissing hiss fizzed fizz failing fail filing file happy happi sky sky relational relat
+    conditional condit rational ration valenci valenc digitizer digit operator oper triplicate triplic
+    formative form formalize formal electrical electr hopeful hope goodness good revival reviv allowance
+    allow inference infer airliner airlin adjustable adjust defensible defens irritant irrit replacement
+    replac adoption adopt communism commun activate activ effective effect bowdlerize bowdler probate
+    probat rate rate cease ceas controll control roll roll generalizations gener oscillators
+    oscil""".split()  # noqa: SIM905
+  assert [stem(word) for word in paper[::2]] == paper[1::2]
+
+
+def test_stop_words_are_those_of_nltk():
+  assert len(cleaning.STOP_WORDS) == 179
+  assert {"the", "don't", "ours", "wouldn't"} < cleaning.STOP_WORDS

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.config import ConfigError
-from lm.flags import load_config
-from lm.resolve import make_hparams, resolve
-from lm.sharding import make_mesh
-from lm.step import make_programs, stack_runs, take_run
+from lm.config.errors import ConfigError
+from lm.devices.sharding import make_mesh
+from lm.setup.hparams import make_hparams
+from lm.setup.load import load_config
+from lm.setup.resolve import resolve
+from lm.training.programs import make_programs, stack_runs, take_run
 
 TINY = {
   "model.width": 32, "model.depth": 2, "model.heads": 4, "model.seq_len": 16, "train.tokens": None,
@@ -71,6 +72,11 @@ def test_micro_batches_equal_the_large_batch_token_by_token():
 
 MESHES = [
   {"mesh__replica": 8},
+  {"mesh__fsdp": 2, "mesh__sequence": 2, "mesh__tensor": 2},
+  {"mesh__replica": 2, "mesh__fsdp": 2, "mesh__tensor": 2, "n_slices": 2},
+  {"mesh__fsdp": 2, "mesh__expert": 4, "model__experts": 4},
+]
+MORE_MESHES = [
   {"mesh__fsdp": 8},
   {"mesh__replica": 2, "mesh__fsdp": 4},
   {"mesh__replica": 2, "mesh__tensor": 4},
@@ -78,14 +84,11 @@ MESHES = [
   {"mesh__replica": 2, "mesh__fsdp": 2, "mesh__tensor": 2},
   {"mesh__sequence": 8},
   {"mesh__replica": 4, "mesh__sequence": 2},
-  {"mesh__fsdp": 2, "mesh__sequence": 2, "mesh__tensor": 2},
   {"mesh__fsdp": 4, "mesh__expert": 2},  # without experts it is one more data axis
   {"mesh__replica": 4, "mesh__fsdp": 2, "n_slices": 2},
-  {"mesh__replica": 2, "mesh__fsdp": 2, "mesh__tensor": 2, "n_slices": 2},
   {"mesh__replica": 2, "mesh__sequence": 4, "objective__chunk": 4},
   {"mesh__fsdp": 4, "mesh__tensor": 2, "train__accumulate": 2, "model__remat": "dots"},
   {"mesh__sequence": 4, "mesh__tensor": 2, "model__window": 5, "model__kv_heads": 1},
-  {"mesh__fsdp": 2, "mesh__expert": 4, "model__experts": 4},
   {"mesh__expert": 2, "mesh__fsdp": 2, "mesh__tensor": 2, "model__experts": 4},
 ]  # fmt: skip
 # Adam gives a weight whose gradient is mere rounding a whole step, unless eps outweighs that.
@@ -99,7 +102,9 @@ def on_one_device():
   return functools.cache(lambda changes: run(config(**SPLIT, **dict(changes))))
 
 
-@pytest.mark.parametrize("changes", MESHES, ids=str)
+@pytest.mark.parametrize(
+  "changes", [*MESHES, *(pytest.param(m, marks=pytest.mark.slow) for m in MORE_MESHES)], ids=str
+)
 def test_eight_devices_give_what_one_gives(changes, on_one_device):
   changes = {"mesh__replica": 1} | changes
   n_slices = changes.pop("n_slices", None)
@@ -155,6 +160,7 @@ def test_stacked_runs_equal_separate_ones():
   assert losses[0] != losses[1]
 
 
+@pytest.mark.slow
 def test_one_diverging_run_does_not_touch_its_neighbour():
   cfgs = [config(), config(optim__peak_lr=1e12, optim__clip_norm=None)]
   programs = make_programs(cfgs[0], make_mesh(cfgs[0].mesh, 2, jax.devices()[:1]), stacked=True)

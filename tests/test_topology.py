@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import pytest
 
-from lm import topology
-from lm.chips import CHIPS
-from lm.config import ConfigError
+from lm.config.errors import ConfigError
+from lm.devices import topology
+from lm.devices.chips import CHIPS
 
 
 class FakeChip(NamedTuple):

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from lm.config import ConfigError
-from lm.watch import Clock, Profile, read_profile
+from lm.config.errors import ConfigError
+from lm.training.clock import Clock
+from lm.training.profile import Profile, read_profile
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -51,7 +52,7 @@ def test_a_trace_of_the_asked_steps_can_be_read_back(tmp_path):
 def profile(folder, ran, steps):
   """(lines said, profile/ or not) of a loop that traces `steps` and runs `ran`."""
   lines, add = [], jax.jit(lambda x: x + 1)
-  clock = Clock(100, 1, {"flops_per_token": {"exact": 1}, "peak_flops": None})
+  clock = Clock(100, 1, float, None)
   with Profile(steps, folder, clock, lines.append) as profiler:
     x = jnp.int32(0)
     for step in ran:

@@ -16,6 +16,23 @@ from experiments.laws import forms
 FLOP_FACTOR = 6.0  # C = 6 N D: forward 2, backward 4 FLOPs a parameter and token
 
 
+def key(value: float) -> str:
+  """A number as part of an estimate's name: three digits, or as many as it takes to be that number.
+
+  >>> key(1e21), key(5.881e23)
+  ('1e+21', '5.881e+23')
+  """
+  return next(
+    (t for t in (f"{value:.{k}g}" for k in range(3, 17)) if float(t) == value), repr(value)
+  )
+
+
+def default_budgets(flops) -> tuple[float, float]:
+  """The largest budget, rounded to the three digits that its name shows, and ten times it."""
+  largest = float(f"{np.max(flops):.3g}")
+  return largest, float(f"{10 * largest:.3g}")
+
+
 def two_terms(law_name: str, theta, flop_factor: float = FLOP_FACTOR):
   """(log A, log B, alpha, beta) of the size and data terms, or None for a law that has no such pair.
 
@@ -97,6 +114,7 @@ class Quantities:
   `is_log`). Hashable, so that a compiled profile likelihood can be kept.
 
   Attributes:
+    law: with a log link, whatever the residuals that were minimised.
     flops: budgets in FLOPs at which N*, D* and the loss are wanted.
     points: rows, as ((column, value), ...), whose loss is wanted.
   """
@@ -120,16 +138,16 @@ class Quantities:
       out += [("a", False, "exponent of N* in C"), ("b", False, "exponent of D* in C")]
       for c in self.flops:
         out += [
-          (f"N*@{c:.3g}", True, f"compute-optimal parameters at {c:.3g} FLOPs"),
-          (f"D*@{c:.3g}", True, f"compute-optimal tokens at {c:.3g} FLOPs"),
-          (f"D*/N*@{c:.3g}", True, f"tokens per parameter at {c:.3g} FLOPs"),
-          (f"loss@{c:.3g}", True, f"loss of the compute-optimal run at {c:.3g} FLOPs"),
+          (f"N*@{key(c)}", True, f"compute-optimal parameters at {key(c)} FLOPs"),
+          (f"D*@{key(c)}", True, f"compute-optimal tokens at {key(c)} FLOPs"),
+          (f"D*/N*@{key(c)}", True, f"tokens per parameter at {key(c)} FLOPs"),
+          (f"loss@{key(c)}", True, f"loss of the compute-optimal run at {key(c)} FLOPs"),
         ]
     elif self.law.inputs == ("flops",):
-      out += [(f"loss@{c:.3g}", True, f"loss at {c:.3g} FLOPs") for c in self.flops]
+      out += [(f"loss@{key(c)}", True, f"loss at {key(c)} FLOPs") for c in self.flops]
     link = self.law.link == "log"
     for point in self.points:
-      name = ",".join(f"{k}={v:.3g}" for k, v in point)
+      name = ",".join(f"{k}={key(v)}" for k, v in point)
       out.append((f"{self.law.target}@{name}", link, f"{self.law.target} at {name}"))
     return tuple(out)
 

@@ -1,11 +1,12 @@
-"""Where a curve of loss against one variable is lowest: parabola, robust parabola, Akima spline.
+"""Where a curve of loss against one variable is lowest: parabola, robust parabola, cubic, Akima spline.
 
 Everything takes many copies of the losses at once (bootstrap samples), and works in u = log(variable).
 """
 
 import numpy as np
 
-METHODS = ("parabola", "robust", "akima")
+METHODS = ("parabola", "robust", "cubic", "akima")
+DEGREE = {"parabola": 2, "robust": 2, "cubic": 3}
 HUBER_TUNING = 1.345  # in robust standard deviations: 95 % efficient for normal noise
 
 
@@ -28,6 +29,25 @@ def robust_parabola(u: np.ndarray, y: np.ndarray, rounds: int = 30) -> np.ndarra
     gram = (weight @ products).reshape(-1, 3, 3)
     coef = np.linalg.solve(gram + 1e-14 * np.eye(3), ((weight * y) @ basis)[:, :, None])[:, :, 0]
   return coef / reach ** np.array([2.0, 1.0, 0.0])
+
+
+def polynomial(u: np.ndarray, y: np.ndarray, degree: int) -> np.ndarray:
+  """Values [R, n] at u of the least-squares polynomials of `degree` through y [R, n]."""
+  basis = np.vander((u - u.mean()) / max(np.ptp(u), 1e-300), degree + 1)
+  return y @ np.linalg.pinv(basis).T @ basis.T
+
+
+def _cubic_minimum(u: np.ndarray, y: np.ndarray):
+  """Of a cubic the one local minimum: where c2 + 3 c3 x > 0 at a root of c1 + 2 c2 x + 3 c3 x^2."""
+  centre, reach = u.mean(), np.ptp(u)
+  x = (u - centre) / reach
+  c3, c2, c1, c0 = (y @ np.linalg.pinv(np.vander(x, 4)).T).T
+  with np.errstate(divide="ignore", invalid="ignore"):
+    inner = c2**2 - 3 * c3 * c1
+    # the root of the quadratic slope at which it rises, in a form that is exact for a small c3
+    at = -c1 / (c2 + np.sqrt(inner))
+    inside = (inner > 0) & (at > x[0]) & (at < x[-1])
+    return at * reach + centre, c0 + at * (c1 + at * (c2 + at * c3)), inside
 
 
 def _akima_minimum(u: np.ndarray, y: np.ndarray, per_gap: int = 200):
@@ -54,6 +74,8 @@ def minimum(method: str, u: np.ndarray, y: np.ndarray):
   y = np.atleast_2d(y)
   if method == "akima":
     return _akima_minimum(u, y)
+  if method == "cubic":
+    return _cubic_minimum(u, y)
   centre = u.mean()
   fitter = parabola if method == "parabola" else robust_parabola
   c2, c1, c0 = fitter(u - centre, y).T
@@ -63,11 +85,10 @@ def minimum(method: str, u: np.ndarray, y: np.ndarray):
     return at + centre, c0 + at * (c1 + at * c2), inside
 
 
-def noise_of(u: np.ndarray, y: np.ndarray) -> np.ndarray:
-  """Residuals [n] of y [n] about a parabola, inflated by sqrt(n / (n - 3)) for the parameters it took."""
-  centred = u - u.mean()
-  resid = y - (parabola(centred, y[None]) @ np.vander(centred, 3).T)[0]
-  return resid * np.sqrt(len(u) / max(len(u) - 3, 1))
+def noise_of(u: np.ndarray, y: np.ndarray, degree: int = 2) -> np.ndarray:
+  """Residuals [n] of y [n] about a polynomial, inflated by sqrt(n / (n - degree - 1)) for what it took."""
+  resid = y - polynomial(u, y[None], degree)[0]
+  return resid * np.sqrt(len(u) / max(len(u) - degree - 1, 1))
 
 
 def local_noise(u: np.ndarray, y: np.ndarray) -> np.ndarray:

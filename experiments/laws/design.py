@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from experiments.laws import allocation, fit, forms, intervals, isoflop
+from experiments.laws import allocation, forms, intervals, isoflop, solve
 
 # Besiroglu et al. 2024, arXiv:2404.10102: only the shape of the loss surface is taken from it.
 PRIOR = {"A": 482.01, "B": 2085.43, "E": 1.8172, "alpha": 0.3478, "beta": 0.3658}
@@ -288,10 +288,12 @@ def exponent_se(theta: np.ndarray, n_params, n_tokens, noise: float) -> float:
 def _simulate(theta, n, d, noise, n_simulations, seed, level) -> tuple[float, float]:
   """Quantiles of a over refits of simulated losses."""
   law = forms.LAWS["chinchilla"]
-  problem, x = fit.make_problem(law, {}), {"n_params": n, "n_tokens": d}
+  problem, x = solve.make_problem(law, {}), {"n_params": n, "n_tokens": d}
   rng = np.random.default_rng(seed)
   y = intervals.predict(law, theta, x) + noise * rng.standard_normal((n_simulations, len(n)))
-  found = fit.minimise(problem, x, y, np.tile(theta, (n_simulations, 1)), delta=fit.L2_DELTA).theta
+  found = solve.minimise(
+    problem, x, y, np.tile(theta, (n_simulations, 1)), delta=solve.L2_DELTA
+  ).theta
   a = found[:, 4] / (found[:, 3] + found[:, 4])
   low, high = np.nanquantile(a, [(1 - level) / 2, (1 + level) / 2])
   return float(low), float(high)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.laws import fit, intervals
+from experiments.laws import intervals, solve
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,11 @@ class Holdout:
   """Prediction of the largest-compute runs by the law fitted to the others.
 
   `bias` is mean(predicted / observed - 1), `rms` its root mean square, `rms_fitted` the same over the
-  runs that were fitted. `predicted` [n_held] and `bounds` [2, n_held] are targets (losses) of the
+  runs that were fitted; `mae` is mean |predicted - observed| in the target's unit and `mare` the same
+  relative to the observed. `parameters` are the printed ones of the law fitted without the held-out runs.
+  `verdict` is "holds" or "fails": fewer runs inside than the law and the noise as fitted would leave
+  inside in all but 5 % of cases (`p` is that share, by simulation); `text` says it. `predicted`
+  [n_held] and `bounds` [2, n_held] are targets (losses) of the
   held-out runs, in the order of the table: limits of what a new run may give, so the law and the noise
   are both resampled. `covered` is the share of held-out runs inside.
   """
@@ -40,13 +44,19 @@ class Holdout:
   rms: float
   rms_fitted: float
   covered: float
+  mae: float
+  mare: float
+  parameters: dict[str, float]
+  verdict: str
+  p: float
+  text: str
   level: float
   predicted: np.ndarray
   bounds: np.ndarray
   theta: np.ndarray
 
 
-def conditioning(problem: fit.Problem, data: intervals.Data, theta: np.ndarray) -> Conditioning:
+def conditioning(problem: solve.Problem, data: intervals.Data, theta: np.ndarray) -> Conditioning:
   """Identifiability of the free parameters at the fit."""
   law, x = problem.law, data.x
   with jax.enable_x64(True):
@@ -93,7 +103,7 @@ def holdout_threshold(flops: np.ndarray, share: float = 0.1, least: int = 3) -> 
 
 
 def extrapolate(
-  problem: fit.Problem,
+  problem: solve.Problem,
   data: intervals.Data,
   flops: np.ndarray,
   starts,
@@ -112,35 +122,54 @@ def extrapolate(
       f"holdout={above:.3g} FLOPs: leaves {int((~held).sum())} runs to fit and {int(held.sum())} to predict; "
       "choose a threshold inside the range"
     )
-  keep = np.where(held, 0.0, 1.0)
-  fits = fit.minimise(problem, data.x, data.y, starts, delta=data.delta, weights=keep)
+  keep = np.where(held, 0.0, data.w)
+  fits = solve.minimise(problem, data.x, data.y, starts, delta=data.delta, weights=keep)
   best = fits.theta[np.nanargmin(fits.objective)]
-  train = intervals.Data(
-    {k: v[~held] for k, v in data.x.items()}, data.y[~held], data.delta, data.clusters[~held]
-  )
+  n_train, units = int((~held).sum()), data.clusters[~held]
   weights = np.zeros((200, data.n))
-  weights[:, ~held] = intervals.case_weights(train.clusters, len(weights), seed)
+  weights[:, ~held] = intervals.case_weights(units, len(weights), seed)
   boots = intervals.refit(problem, data, best, weights=weights).theta
   law = problem.law
   predicted = intervals.predict(law, best, data.x)
   error, rng = predicted - data.y, np.random.default_rng(seed)
   # residuals of fitted runs are smaller than the noise by what the parameters took
-  inflation = np.sqrt(train.n / max(train.n - problem.n_free, 1))
-  noise = -inflation * error[~held][rng.integers(0, train.n, (int(held.sum()), len(boots)))]
-  new_runs = intervals.predict(law, boots, data.x)[held] + noise
+  inflation = np.sqrt(n_train / max(n_train - problem.n_free, 1))
+  draw = lambda: -inflation * error[~held][rng.integers(0, n_train, (int(held.sum()), len(boots)))]
+  laws_of = intervals.predict(law, boots, data.x)[held]
+  new_runs = laws_of + draw()
   bounds = intervals.percentile(new_runs.T, level)
   inside = (data.y[held] >= bounds[0]) & (data.y[held] <= bounds[1])
+  # how many would be inside if the law were right: all held-out runs share one draw of its parameters
+  again = laws_of + draw()
+  could = ((again >= bounds[0][:, None]) & (again <= bounds[1][:, None])).mean(0)
+  p = float((1 + (could <= inside.mean() + 1e-9).sum()) / (1 + len(could)))
   relative = np.expm1(error) if law.link == "log" else error / data.y
   natural = np.exp if law.link == "log" else np.asarray
+  absolute = np.abs(natural(predicted[held]) - natural(data.y[held]))
+  verdict = "fails" if p < 0.05 else "holds"
+  count = (
+    f"{int(inside.sum())} of {int(held.sum())} held-out runs inside their {level:.0%} interval"
+  )
+  said = (
+    f"the law fails its extrapolation test: {count} (p = {p:.2g}); do not extrapolate with it"
+    if verdict == "fails"
+    else f"the law holds where it was held out: {count} (p = {p:.2g})"
+  )
   return Holdout(
     above,
     int(held.sum()),
-    int((~held).sum()),
+    n_train,
     float(flops[held].max() / flops[~held].max()),
     float(relative[held].mean()),
     float(np.sqrt((relative[held] ** 2).mean())),
     float(np.sqrt((relative[~held] ** 2).mean())),
     float(inside.mean()),
+    float(absolute.mean()),
+    float(np.abs(relative[held]).mean()),
+    dict(zip(law.names, map(float, law.natural(best)), strict=True)),
+    verdict,
+    p,
+    said,
     level,
     natural(predicted[held]),
     natural(bounds),

@@ -9,12 +9,12 @@ import dataclasses
 import numpy as np
 
 from experiments.laws import curves, intervals
-from experiments.laws.result import Estimate, to_plain
+from experiments.laws.result import Estimate, Result, to_plain
 from experiments.laws.table import Table
 
 
-@dataclasses.dataclass(frozen=True)
-class EnvelopeFit:
+@dataclasses.dataclass(frozen=True, repr=False)
+class EnvelopeFit(Result):
   """Points of the envelope [m] and exponents of N* (a), D* (b) in C with run-bootstrap intervals."""
 
   flops: np.ndarray

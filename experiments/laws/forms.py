@@ -6,6 +6,7 @@ exponents, so that no optimiser needs bounds. `natural` turns them back into the
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable
 
@@ -16,11 +17,13 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Param:
-  """One parameter. `log=True`: positive, optimised as its logarithm."""
+  """One parameter. `log=True`: positive, optimised as its logarithm; `open_above`: infinity is a value it
+  may have (a half-life of what never decays), so runs that give it no upper bound are an answer."""
 
   name: str
   log: bool
   meaning: str
+  open_above: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,6 +207,26 @@ def downstream_starts(x, y_n):
   return np.array(rows)
 
 
+@functools.lru_cache(maxsize=64)
+def with_link(law: Law, link: str) -> Law:
+  """The same law predicting log(target) or the target itself; one object each, so nothing recompiles.
+
+  Raises:
+    ValueError: an unknown link.
+  """
+  if link not in ("log", "linear"):
+    raise ValueError(f"residual={link!r}: not known; choose log or linear")
+  if law.link == link:
+    return law
+  turn, back = (jnp.exp, np.log) if link == "linear" else (jnp.log, np.exp)
+  return dataclasses.replace(
+    law,
+    predict=lambda theta, x: turn(law.predict(theta, x)),
+    starts=lambda x, y_n: law.starts(x, back(y_n)),
+    link=link,
+  )
+
+
 _A = Param("A", True, "scale of the model-size term")
 _B = Param("B", True, "scale of the data term")
 _E = Param("E", True, "irreducible loss, nats/token")
@@ -278,8 +301,8 @@ LAWS = {
       "L = E + A / N'^alpha + B / D'^beta, D' = U + U R_D (1 - exp(-(D/U - 1) / R_D)), N' alike",
       (
         *(_A, _B, _E, _ALPHA, _BETA),
-        Param("R_D", True, "repeats after which a token has lost 1 - 1/e of its worth"),
-        Param("R_N", True, "excess of parameters after which one has lost 1 - 1/e of its worth"),
+        Param("R_D", True, "repeats after which a token has lost 1 - 1/e of its worth", True),
+        Param("R_N", True, "excess of parameters after which one has lost 1 - 1/e", True),
       ),
       ("n_params", "n_tokens", "unique_tokens"),
       data_constrained,

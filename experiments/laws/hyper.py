@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from experiments.laws import curves, intervals
-from experiments.laws.result import Estimate, to_plain
+from experiments.laws.result import Estimate, Result, to_plain
 from experiments.laws.table import Table
 
 
@@ -28,8 +28,8 @@ class Cell:
   sensitivity: float | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class HyperFit:
+@dataclasses.dataclass(frozen=True, repr=False)
+class HyperFit(Result):
   """best = k * prod_i column_i ^ exponent_i. Estimates: log10 k and an exponent for each column."""
 
   of: str
@@ -85,7 +85,7 @@ def lr_sensitivity(learning_rates, losses, init_loss: float) -> float:
   return float(np.trapezoid(loss - loss.min(), u) / (u[-1] - u[0]))
 
 
-def _cell(at, values, loss, method, min_points, init_loss) -> Cell:
+def _cell(at, values, loss, method, min_points, init_loss, near=None) -> Cell:
   swept, member = np.unique(values, return_inverse=True)
   lowest = np.full(len(swept), np.inf)
   np.minimum.at(lowest, member, loss)  # nuisance hyperparameters are tuned at each swept value
@@ -100,8 +100,15 @@ def _cell(at, values, loss, method, min_points, init_loss) -> Cell:
     return Cell(
       at, swept, lowest, f"the best is the {side} value, {swept[k]:.3g}", sensitivity=spread
     )
-  near = slice(max(k - 3, 0), k + 4)  # a parabola describes the neighbourhood of the optimum only
-  best, low, inside = curves.minimum(method, np.log(swept[near]), lowest[near])
+  if near is not None:
+    good = lowest <= (1 + near) * lowest[k]
+    if good[0] or good[-1]:
+      status = "values at the end of the sweep are nearly the best"
+      return Cell(at, swept, lowest, status, sensitivity=spread)
+    best = float(np.exp(np.log(swept[good]).mean()))
+    return Cell(at, swept, lowest, "ok", best, float(lowest[k]), spread)
+  around = slice(max(k - 3, 0), k + 4)  # a parabola describes the neighbourhood of the optimum only
+  best, low, inside = curves.minimum(method, np.log(swept[around]), lowest[around])
   if not inside[0]:
     return Cell(at, swept, lowest, f"the {method} has no minimum inside", sensitivity=spread)
   return Cell(at, swept, lowest, "ok", float(np.exp(best[0])), float(low[0]), spread)
@@ -115,6 +122,7 @@ def hyper_fit(
   method: str = "parabola",
   min_points: int = 4,
   init_loss: float | None = None,
+  near: float | None = None,
   n_boot: int = 1000,
   seed: int = 0,
   confidence: float = 0.95,
@@ -125,6 +133,8 @@ def hyper_fit(
     of: the swept column ("lr", "batch_size", ...); others than `on` are tuned at each of its values.
     on: columns whose equal values make a cell, and on which the optimum is regressed.
     init_loss: loss at initialisation (about log vocabulary size); gives each cell's sensitivity.
+    near: take as a cell's best the geometric mean of the values whose loss is within this share of the
+      cell's lowest (0.0025: DeepSeek's near-optimal runs), instead of the minimum of a curve.
 
   Raises:
     ValueError: too few cells with an optimum inside their sweep (each rejection is a note otherwise).
@@ -136,7 +146,9 @@ def hyper_fit(
   for i, place in enumerate(places):
     rows = member.ravel() == i
     at = dict(zip(on, map(float, place), strict=True))
-    cells.append(_cell(at, table[of][rows], table["loss"][rows], method, min_points, init_loss))
+    cells.append(
+      _cell(at, table[of][rows], table["loss"][rows], method, min_points, init_loss, near)
+    )
   used = [c for c in cells if c.status == "ok"]
   if len(used) < len(on) + 2:
     why = "; ".join(sorted({c.status.split(",")[0] for c in cells if c.status != "ok"}))
@@ -154,6 +166,10 @@ def hyper_fit(
   estimates = _regression(coef, cov, basis, y, unshift, ("log10 k", *on), n_boot, seed, confidence)
   resid = y - basis @ np.linalg.solve(unshift, coef)
   notes = [*table.notes, *table.left_out()]
+  if near is not None:
+    notes.append(
+      f"the best {of} is the mean of those within {near:.2%} of the lowest loss of a cell"
+    )
   notes += [f"cell {_place(c.at)} rejected: {c.status}" for c in cells if c.status != "ok"]
   return HyperFit(
     of,

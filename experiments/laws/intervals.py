@@ -1,8 +1,8 @@
-"""Intervals for fitted laws: bootstraps, delta method, profile likelihood, likelihood ratios, AIC.
+"""Intervals for fitted laws: bootstraps, delta method, profiles, likelihood ratios, AIC.
 
 All work in working coordinates (log for scales), where estimates are closest to normal, and are turned
-into printed values at the end. The likelihood behind AIC, ratios and profiles is the density the
-objective implies: exp(-Huber_delta(r) / s) / Z with its scale s fitted.
+into printed values at the end. The likelihood behind AIC and ratios is the density the objective
+implies: exp(-Huber_delta(r) / s) / Z with its scale s fitted; profiles need no density.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.laws import fit, forms
+from experiments.laws import forms, solve
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,10 +23,24 @@ class Data:
   y: np.ndarray
   delta: float
   clusters: np.ndarray  # [n] rows of one run share a number: they are resampled together
+  weights: np.ndarray | None = None  # [n] of each row's loss, mean 1; None: all alike
 
   @property
   def n(self) -> int:
     return len(self.y)
+
+  @property
+  def w(self) -> np.ndarray:
+    return np.ones(self.n) if self.weights is None else self.weights
+
+  @property
+  def n_clusters(self) -> int:
+    return len(np.unique(self.clusters))
+
+  @property
+  def clustered(self) -> bool:
+    """Whether any two rows are resampled together."""
+    return self.n_clusters < self.n
 
 
 def predict(law: forms.Law, theta: np.ndarray, x: dict[str, np.ndarray]) -> np.ndarray:
@@ -79,16 +93,17 @@ def noise_targets(fitted: np.ndarray, resid: np.ndarray, n_free: int, n_boot: in
 
 
 def refit(
-  problem: fit.Problem, data: Data, best: np.ndarray, *, y=None, weights=None
-) -> fit.Solution:
-  """Fits variants of `data` (rows of targets `y`, of `weights`, or of both) from the optimum `best`,
-  [P] or one row a variant, then once more from another variant's optimum, and keeps the lower: a
+  problem: solve.Problem, data: Data, best: np.ndarray, *, y=None, weights=None
+) -> solve.Solution:
+  """Fits variants of `data` (rows of targets `y`, of counts `weights`, or of both) from the optimum
+  `best`, [P] or one row a variant, then once more from another variant's optimum, and keeps the lower: a
   sample in another basin is not missed."""
   n = len(y if y is not None else weights)
   y = data.y if y is None else y
+  weights = data.weights if weights is None else weights * data.w
   resid = np.abs(np.atleast_2d(y).T - predict(problem.law, np.atleast_2d(best), data.x))
   near = 4 * float(np.median(resid)) + data.delta
-  run = lambda starts: fit.minimise(
+  run = lambda starts: solve.minimise(
     problem, data.x, y, starts, delta=data.delta, weights=weights, first_delta=near
   )
   starts = np.broadcast_to(best, (n, np.shape(best)[-1]))
@@ -97,82 +112,185 @@ def refit(
   both = [np.where(np.isfinite(s.objective), s.objective, np.inf) for s in (first, second)]
   pick = both[1] < both[0]
   choose = lambda a, b: np.where(pick.reshape(-1, *(1,) * (a.ndim - 1)), b, a)
-  return fit.Solution(
+  return solve.Solution(
     *(choose(getattr(first, f.name), getattr(second, f.name)) for f in dataclasses.fields(first))
   )
 
 
-def jackknife(problem: fit.Problem, data: Data, best: np.ndarray) -> np.ndarray:
+def jackknife(problem: solve.Problem, data: Data, best: np.ndarray) -> np.ndarray:
   """[clusters, P] fits that leave each cluster out in turn."""
   names = np.unique(data.clusters)
   weights = (data.clusters[None] != names[:, None]).astype(np.float64)
   return refit(problem, data, best, weights=weights).theta
 
 
-def percentile(samples: np.ndarray, level: float) -> np.ndarray:
-  """[2, Q] equal-tailed limits of samples [R, Q]; nan samples are left out."""
+def failed(fits: solve.Solution) -> np.ndarray:
+  """[R] bool: refits that came to no optimum. Their parameters say nothing and are counted out."""
+  return ~(np.isfinite(fits.objective) & np.isfinite(fits.theta).all(1))
+
+
+def percentile(samples: np.ndarray, level: float, n_clusters: int | None = None) -> np.ndarray:
+  """[2, Q] equal-tailed limits of samples [R, Q]; nan samples (refits that failed) are left out.
+
+  `n_clusters`: with few resampled units G, percentiles are too narrow by sqrt((G - 1) / G) and by a normal
+  for a t quantile, so the tail is Phi(-sqrt(G / (G - 1)) t_{G-1}) (Hesterberg 2015, arXiv:1411.5279 §4.3).
+  """
+  from scipy.stats import norm, t
+
   tail = (1 - level) / 2
-  return np.nanquantile(samples, [tail, 1 - tail], axis=0)
+  if n_clusters is not None:
+    g = max(n_clusters, 2)
+    tail = norm.cdf(np.sqrt(g / (g - 1)) * t.ppf(tail, g - 1))
+  known = np.isfinite(samples).any(0)
+  limits = np.full((2, samples.shape[1]), np.nan)
+  limits[:, known] = np.nanquantile(samples[:, known], [tail, 1 - tail], axis=0)
+  return limits
 
 
 def bca(
   samples: np.ndarray, estimate: np.ndarray, left_out: np.ndarray, level: float
 ) -> np.ndarray:
-  """[2, Q] bias-corrected accelerated limits (Efron 1987) from jackknife values `left_out` [m, Q]."""
+  """[2, Q] bias-corrected accelerated limits (Efron 1987) from jackknife values `left_out` [m, Q].
+
+  Refits that failed (nan) are no samples: neither counted below the estimate nor in the total.
+  """
   from scipy.stats import norm
 
-  n = len(samples)
-  below = (samples < estimate).sum(0) + 0.5 * (samples == estimate).sum(0)
-  z0 = norm.ppf(np.clip(below / n, 0.5 / n, 1 - 0.5 / n))
-  off = left_out.mean(0) - left_out
-  spread = np.sqrt((off**2).sum(0))
-  # a quantity the law fixes (a = 1/2 under a shared exponent) has no spread and needs no correction
-  varies = spread > 1e-12 * (1 + np.abs(estimate))
-  accel = np.where(varies, ((off / np.where(varies, spread, 1.0)) ** 3).sum(0) / 6, 0.0)
-  limits = []
-  for tail in ((1 - level) / 2, (1 + level) / 2):
-    z = z0 + norm.ppf(tail)
-    share = norm.cdf(z0 + z / np.maximum(1 - accel * z, 1e-3))
-    limits.append([np.nanquantile(s, p) for s, p in zip(samples.T, share, strict=True)])
-  return np.array(limits)
+  limits = np.full((2, len(estimate)), np.nan)
+  for q, (at, draws, out) in enumerate(zip(estimate, samples.T, left_out.T, strict=True)):
+    draws, out = draws[np.isfinite(draws)], out[np.isfinite(out)]
+    if not len(draws) or not np.isfinite(at):
+      continue
+    n = len(draws)
+    below = (draws < at).sum() + 0.5 * (draws == at).sum()
+    z0 = norm.ppf(np.clip(below / n, 0.5 / n, 1 - 0.5 / n))
+    off = out.mean() - out if len(out) else np.zeros(1)
+    spread = np.sqrt((off**2).sum())
+    # a quantity the law fixes (a = 1/2 under a shared exponent) has no spread and needs no correction
+    varies = spread > 1e-12 * (1 + abs(at))
+    accel = ((off / spread) ** 3).sum() / 6 if varies else 0.0
+    z = z0 + norm.ppf([(1 - level) / 2, (1 + level) / 2])
+    limits[:, q] = np.quantile(draws, norm.cdf(z0 + z / np.maximum(1 - accel * z, 1e-3)))
+  return limits
+
+
+FAR_LOG, FAR = 30.0, 100.0  # e^30: a limit that far from its estimate is no limit
+
+
+def unbounded(limits: np.ndarray, at: np.ndarray, is_log: np.ndarray) -> np.ndarray:
+  """Limits [2, Q] in working coordinates with -inf or inf where they lie out of all reach of `at` [Q]."""
+  off = limits - at
+  with np.errstate(invalid="ignore"):
+    far = np.abs(off) > np.where(is_log, FAR_LOG, FAR * (1 + np.abs(at)))
+  return np.where(far, np.where(off > 0, np.inf, -np.inf), limits)
 
 
 # ---------------------------------------------------------------------------------- delta method
 
 
-def covariance(problem: fit.Problem, data: Data, theta: np.ndarray) -> np.ndarray:
-  """[P, P] sandwich covariance of the working parameters: H^-1 (sum_g s_g s_g^T) H^-1.
+@dataclasses.dataclass(frozen=True)
+class Sandwich:
+  """H^-1 (sum_g s_g s_g^T) H^-1 of the free working parameters, and what its degrees of freedom need."""
 
-  s_g sums psi(r) df / (1 - h) over a cluster, with h the row's leverage: a run at the corner of the
-  design pulls the fit towards itself, so its residual says too little (MacKinnon & White 1985, HC3).
-  H takes psi' of each row smoothed over the residuals' own width (Powell 1991), because at
-  delta = 1e-3 few rows enter the exact second derivative.
+  problem: solve.Problem
+  n: int
+  clustered: bool
+  bread: np.ndarray  # [F, F] H^-1
+  scores: np.ndarray  # [G, F]
+  reach: np.ndarray  # [G, F, n]: d s_g / d residuals under equal noise; empty without clusters
+  plain: np.ndarray  # [F, F] covariance if every residual had the same variance
+
+  @property
+  def cov(self) -> np.ndarray:
+    """[P, P] covariance of the working parameters."""
+    half = self.problem.expand @ self.bread @ self.scores.T
+    return half @ half.T
+
+  def dof(self, grad: np.ndarray) -> np.ndarray:
+    """[Q] degrees of freedom of the t quantile for quantities of gradient [Q, P].
+
+    n - F without clusters. With them Bell & McCaffrey 2002: (sum l)^2 / sum l^2 over the eigenvalues l
+    of the covariance that the cluster terms have under equal, independent noise.
+    """
+    n_free = len(self.bread)
+    if not self.clustered:
+      return np.full(len(grad), max(self.n - n_free, 1.0))
+    out = []
+    for g in grad @ self.problem.expand @ self.bread:
+      rows = np.einsum("f,gfn->gn", g, self.reach)
+      gram = rows @ rows.T
+      total = (gram**2).sum()
+      out.append(np.trace(gram) ** 2 / total if total > 0 else len(rows) - 1)
+    return np.maximum(out, 1.0)
+
+
+def sandwich(problem: solve.Problem, data: Data, theta: np.ndarray) -> Sandwich:
+  """The sandwich at a fit. s_g = J_g^T W (I - H_gg)^-1 psi(r_g) over a cluster g, H = J H^-1 J^T W psi'.
+
+  A cluster at the corner of the design pulls the fit towards itself, so its residuals say too little
+  (MacKinnon & White 1985, HC3; Bell & McCaffrey 2002, CR3). psi' of each row is smoothed over the
+  residuals' own width (Powell 1991), because at delta = 1e-3 few rows enter the exact second derivative.
   """
-  law, resid = problem.law, data.y - predict(problem.law, theta, data.x)
+  law, resid, w = problem.law, data.y - predict(problem.law, theta, data.x), data.w
   with jax.enable_x64(True):
     columns = {k: jnp.asarray(v, jnp.float64) for k, v in data.x.items()}
     jac = np.asarray(jax.jacfwd(lambda t: law.predict(t, columns))(jnp.asarray(theta)))
   jac = jac @ problem.expand
   psi = lambda r: np.clip(r, -data.delta, data.delta)
   n, free = jac.shape
-  spread = 1.4826 * np.median(np.abs(resid - np.median(resid))) + 1e-300
-  width = 1.06 * spread * n**-0.2
-  slope = (psi(resid + width) - psi(resid - width)) / (2 * width)
+  width = 1.06 * robust_sd(resid) * n**-0.2
+  slope = w * (psi(resid + width) - psi(resid - width)) / (2 * width)
+  bread = _inverse((slope[:, None] * jac).T @ jac)
   _, member = np.unique(data.clusters, return_inverse=True)
-  bread = np.linalg.pinv((slope[:, None] * jac).T @ jac, rcond=1e-14, hermitian=True)
-  leverage = slope * np.einsum("nf,fg,ng->n", jac, bread, jac)
-  score = np.zeros((member.max() + 1, free))
-  np.add.at(score, member, (psi(resid) / (1 - np.minimum(leverage, 0.9)))[:, None] * jac)
-  return problem.expand @ bread @ score.T @ score @ bread @ problem.expand.T
+  groups = [np.flatnonzero(member == g) for g in range(member.max() + 1)]
+  clustered = len(groups) < n
+  scores = np.zeros((len(groups), free))
+  reach = np.zeros((len(groups), free, n)) if clustered else np.zeros((0, free, n))
+  for g, rows in enumerate(groups):
+    j = jac[rows]
+    hat = j @ bread @ (slope[rows, None] * j).T
+    pull = np.linalg.solve(np.eye(len(rows)) - _below_one(hat), np.eye(len(rows)))
+    gain = (w[rows, None] * j).T @ pull
+    scores[g] = gain @ psi(resid[rows])
+    if clustered:
+      reach[g] = -gain @ j @ bread @ (slope[:, None] * jac).T
+      reach[g][:, rows] += gain
+  mean_slope = slope.sum() / w.sum()
+  noise = (w * psi(resid) ** 2).sum() / w.sum() * n / max(n - free, 1)
+  plain = _inverse((w[:, None] * jac).T @ jac) * noise / max(mean_slope, 1e-300) ** 2
+  return Sandwich(problem, n, clustered, bread, scores, reach, plain)
 
 
-def delta_method(quantities, theta, cov, dof: int, level: float) -> tuple[np.ndarray, np.ndarray]:
+def robust_sd(resid: np.ndarray) -> float:
+  """1.4826 MAD, which for normal noise is its standard deviation."""
+  return float(1.4826 * np.median(np.abs(resid - np.median(resid))) + 1e-300)
+
+
+def _inverse(matrix: np.ndarray) -> np.ndarray:
+  """Pseudo-inverse of a symmetric matrix, scaled first: a scale and its exponent differ by log N."""
+  size = np.sqrt(np.maximum(np.diag(matrix), 1e-300))
+  scaled = matrix / np.outer(size, size)
+  return np.linalg.pinv(scaled, rcond=1e-13, hermitian=True) / np.outer(size, size)
+
+
+def _below_one(hat: np.ndarray, most: float = 0.9) -> np.ndarray:
+  """A leverage block with its largest eigenvalue at most `most`: at 1 the others fit without it."""
+  top = float(np.abs(np.linalg.eigvals(hat)).max())
+  return hat * min(1.0, most / max(top, 1e-300))
+
+
+def covariance(problem: solve.Problem, data: Data, theta: np.ndarray) -> np.ndarray:
+  """[P, P] sandwich covariance of the working parameters."""
+  return sandwich(problem, data, theta).cov
+
+
+def delta_method(quantities, theta, found: Sandwich, level: float) -> tuple[np.ndarray, np.ndarray]:
   """([2, Q] limits, [Q] standard errors): estimate -+ t * se, se^2 = g^T cov g."""
   from scipy.stats import t
 
   grad = jacobian(quantities, theta)
-  se = np.sqrt(np.maximum(np.einsum("qp,pr,qr->q", grad, cov, grad), 0.0))
-  value, reach = evaluate(quantities, theta)[0], t.ppf((1 + level) / 2, max(dof, 1)) * se
+  se = np.sqrt(np.maximum(np.einsum("qp,pr,qr->q", grad, found.cov, grad), 0.0))
+  value, reach = evaluate(quantities, theta)[0], t.ppf((1 + level) / 2, found.dof(grad)) * se
   return np.stack([value - reach, value + reach]), se
 
 
@@ -215,66 +333,104 @@ def likelihood_ratio(small: tuple[float, int], big: tuple[float, int]) -> dict[s
   return {"statistic": stat, "dof": dof, "p": float(chi2.sf(stat, dof))}
 
 
+def huber(resid: np.ndarray, delta: float) -> np.ndarray:
+  """Huber_delta(r), elementwise."""
+  size = np.abs(resid)
+  return np.where(size <= delta, 0.5 * size**2, delta * (size - 0.5 * delta))
+
+
+REACHES = (
+  5.0,
+  20.0,
+  80.0,
+  320.0,
+)  # standard errors to which a profile is followed before it is given up
+
+
 def profile(
-  problem: fit.Problem,
+  problem: solve.Problem,
   quantities: Callable,
   data: Data,
   theta: np.ndarray,
   objective: float,
   level: float,
   points: int = 24,
-  reach: float = 5.0,
 ) -> np.ndarray:
-  """[2, Q] limits where the profile log likelihood falls by chi^2_1(level) / 2; nan where it never does.
+  """[2, Q] limits where the profile has risen as far as noise would take it; -+inf where it never does.
 
   Each quantity is pulled to goals around its estimate by a quadratic penalty, everything else refitted.
-  A penalised optimum is the exact profile at the value it attains, whatever the stiffness.
+  A penalised optimum is the exact profile at the value it attains, whatever the stiffness. The rise of
+  the objective is measured as a squared t: 2 rise E[psi'] / E[psi^2], which for least squares is the F
+  test with its estimated noise, and holds for Huber losses whose implied density is not the residuals'
+  (Heritier & Ronchetti 1994). With clusters it is scaled by the sandwich's variance, and its t has the
+  sandwich's degrees of freedom.
   """
-  from scipy.stats import chi2
+  from scipy.stats import t
 
   pinned = dataclasses.replace(problem, pin=quantities)
-  cov = covariance(problem, data, theta)
+  found = sandwich(problem, data, theta)
   grad, at = jacobian(quantities, theta), evaluate(quantities, theta)[0]
+  is_log = np.array([log for _, log, _ in quantities.labels])
+  cov = problem.expand @ found.plain @ problem.expand.T
   se = np.sqrt(np.maximum(np.einsum("qp,pr,qr->q", grad, cov, grad), 1e-300))
-  offsets = reach * np.linspace(-1, 1, points)
-  n_q = len(at)
-  goal = at[:, None] + se[:, None] * offsets[None]
-  slope = (grad @ cov) / se[:, None] ** 2
-  starts = theta + slope[:, None, :] * (goal - at[:, None])[:, :, None]
-  fall = objective / data.n  # one unit of twice the log likelihood is about this much objective
-  eye = np.repeat(np.eye(n_q), points, axis=0)
-  resid = np.abs(data.y - predict(problem.law, theta, data.x))
-  out = fit.minimise(
-    pinned,
-    data.x,
-    data.y,
-    starts.reshape(n_q * points, -1),
-    delta=data.delta,
-    first_delta=4 * float(np.median(resid)) + data.delta,
-    pins=(
-      eye * (100 * fall / np.tile(se[:, None], (1, points)).reshape(-1, 1) ** 2),
-      eye * goal.reshape(-1, 1),
-    ),
-  )
-  attained = evaluate(quantities, out.theta).reshape(n_q, points, n_q)
-  top, limit = log_likelihood(objective, data.n, data.delta), chi2.ppf(level, 1)
-  fitted = predict(problem.law, out.theta, data.x)
-  size = np.abs(data.y[:, None] - fitted)
-  loss = np.where(size <= data.delta, 0.5 * size**2, data.delta * (size - 0.5 * data.delta)).sum(0)
-  drop = np.array([2 * (top - log_likelihood(v, data.n, data.delta)) for v in loss]).reshape(
-    n_q, points
-  )
+  ratio = np.ones(len(at))
+  if data.clustered:
+    robust = np.einsum("qp,pr,qr->q", grad, found.cov, grad)
+    ratio = se**2 / np.maximum(robust, 1e-300)
   # what the law or a fixed parameter makes constant is known exactly
   constant = se < 1e-9 * (1 + np.abs(at))
+  limit = t.ppf((1 + level) / 2, found.dof(grad)) / np.sqrt(ratio)
+  resid = data.y - predict(problem.law, theta, data.x)
+  unit = _squared_t(data, resid, problem.n_free)
+  near = 4 * float(np.median(np.abs(resid))) + data.delta
+  slope = (grad @ cov) / se[:, None] ** 2
+  known = {(q, side): [(at[q], 0.0)] for q in np.flatnonzero(~constant) for side in (-1, 1)}
+  open_ = list(known)
+  for reach in REACHES:
+    if not open_:
+      break
+    offsets = reach * np.linspace(0, 1, points // 2 + 1)[1:]
+    which = np.repeat([q for q, _ in open_], len(offsets))
+    goal = at[which] + se[which] * (np.array([s for _, s in open_])[:, None] * offsets).ravel()
+    stiff = np.eye(len(at))[which]
+    out = solve.minimise(
+      pinned,
+      data.x,
+      data.y,
+      theta + slope[which] * (goal - at[which])[:, None],
+      delta=data.delta,
+      weights=data.weights,
+      first_delta=near,
+      pins=(stiff * (50 / unit / se[which] ** 2)[:, None], stiff * goal[:, None]),
+    )
+    value = evaluate(quantities, out.theta)[np.arange(len(which)), which]
+    left = data.y[:, None] - predict(problem.law, out.theta, data.x)
+    rise = (data.w[:, None] * huber(left, data.delta)).sum(0) - objective
+    root = np.sqrt(np.maximum(rise * unit, 0.0))
+    for i, key in enumerate(open_):
+      mine = slice(i * len(offsets), (i + 1) * len(offsets))
+      pairs = zip(value[mine], root[mine], strict=True)
+      known[key] += [
+        (v, d) for v, d in pairs if np.isfinite(v + d) and (v - at[key[0]]) * key[1] > 0
+      ]
+    open_ = [k for k in open_ if max(d for _, d in known[k]) < limit[k[0]]]
   limits = np.tile(np.where(constant, at, np.nan), (2, 1))
-  for q in np.flatnonzero(~constant):
-    value = attained[q, :, q]
-    for side, mask in enumerate((value < at[q], value > at[q])):
-      order = np.argsort(np.abs(value[mask] - at[q]))
-      v = np.concatenate([[at[q]], value[mask][order]])
-      d = np.concatenate([[0.0], np.sqrt(np.maximum(drop[q][mask][order], 0.0))])
-      over = np.flatnonzero(d >= np.sqrt(limit))
-      if len(over):
-        i = over[0]
-        limits[side, q] = np.interp(np.sqrt(limit), d[i - 1 : i + 1], v[i - 1 : i + 1])
-  return limits
+  for (q, side), pairs in known.items():
+    v, d = np.array(sorted(pairs, key=lambda pair: abs(pair[0] - at[q]))).T
+    over = np.flatnonzero(d >= limit[q])
+    at_limit = side * np.inf
+    if len(over):
+      i = over[0]
+      at_limit = np.interp(limit[q], d[i - 1 : i + 1], v[i - 1 : i + 1])
+    limits[(side + 1) // 2, q] = at_limit
+  return unbounded(limits, at, is_log)
+
+
+def _squared_t(data: Data, resid: np.ndarray, n_free: int) -> float:
+  """2 E[psi'] / E[psi^2]: what turns a rise of the objective into a squared t."""
+  psi = lambda r: np.clip(r, -data.delta, data.delta)
+  n, w = data.n, data.w
+  width = 1.06 * robust_sd(resid) * n**-0.2
+  slope = (w * (psi(resid + width) - psi(resid - width)) / (2 * width)).sum() / w.sum()
+  noise = (w * psi(resid) ** 2).sum() / w.sum() * n / max(n - n_free, 1)
+  return 2 * slope / max(noise, 1e-300)

@@ -2,6 +2,7 @@
 
 Hoffmann et al. 2022, arXiv:2203.15556 §3.2; Akima optima and 1/sigma^2 weights as in Porian et al.
 2024, arXiv:2406.19146. Budgets whose lowest loss is at the edge of their sizes are rejected by name.
+A parabola is only the beginning of a slice's shape: whether it is enough is tested and said.
 """
 
 import dataclasses
@@ -9,9 +10,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from experiments.laws import allocation, curves, intervals, lawfit
-from experiments.laws.result import Estimate, to_plain
+from experiments.laws import adequacy, allocation, curves, intervals, lawfit
+from experiments.laws.result import Estimate, Result, to_plain
 from experiments.laws.table import Table
+from lm.config.errors import ConfigError
 
 LEAST_HELD = 0.5  # share of resamples that must have an optimum inside the sizes
 
@@ -32,13 +34,17 @@ class Slice:
   sd_log_d: float | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class IsoFlopFit:
+@dataclasses.dataclass(frozen=True, repr=False)
+class IsoFlopFit(Result):
   """N* = k_N C^a and D* = k_D C^b with intervals.
 
   `estimates`: a, b, a+b, log10 k's, N* and D* at budgets. Intervals: "scatter" is the t-interval of the
-  regression through the optima; "noise" resamples the points inside every slice. `bias_a` is what the
-  same procedure gets wrong on noise-free losses of the parametric law fitted to the same runs.
+  regression through the optima (none for two budgets, whose line passes through both); "noise" resamples
+  the points inside every slice. `bias_a` and `bias` are what the same procedure gets wrong on noise-free
+  losses of the parametric law fitted to the same runs: of the exponent, and of each N* and D* as
+  found / true - 1; `bias_slices` is that of N* in each used slice. `lack_of_fit` judges the shape of the
+  slices and of the path through the optima; where it fails, or the bias counts against the intervals,
+  they begin with one that is widened by the bias, or are withheld if the bias is not known.
   """
 
   method: str
@@ -52,6 +58,9 @@ class IsoFlopFit:
   seed: int
   table: Table
   notes: tuple[str, ...]
+  bias: dict[str, float] = dataclasses.field(default_factory=dict)
+  bias_slices: tuple[float, ...] = ()
+  lack_of_fit: adequacy.LackOfFit | None = None
 
   @property
   def used(self) -> tuple[Slice, ...]:
@@ -67,6 +76,9 @@ class IsoFlopFit:
         "method": self.method,
         "estimates": self.estimates,
         "bias_a": self.bias_a,
+        "bias": self.bias,
+        "bias_slices": self.bias_slices,
+        "lack_of_fit": self.lack_of_fit,
         "slices": self.slices,
         "confidence": self.confidence,
         "n_boot": self.n_boot,
@@ -87,15 +99,18 @@ class IsoFlopFit:
         else f"rejected: {s.status}"
       )
       lines.append(f"  C {s.flops:.3g}  {len(s.loss)} points  {found}")
+    if self.lack_of_fit is not None:
+      lines.append(f"verdict: {self.lack_of_fit.text}")
     for e in self.estimates.values():
-      limits = "  ".join(
-        f"{m} {self.confidence:.0%} {a:.5g} .. {b:.5g}" for m, (a, b) in e.intervals.items()
-      )
-      lines.append(f"{e.name:14s} {e.value:.5g}  {limits}")
+      limits = "  ".join(f"{m} {self.confidence:.0%} {e.said(m)}" for m in e.intervals)
+      lines.append(f"{e.name:14s} {e.value:.5g}  {limits or e.withheld.split(':')[0]}")
     if self.bias_a is not None:
       lines.append(
         f"bias of a from the {self.method} and this grid, without noise: {self.bias_a:+.4f}"
       )
+      low, high = min(self.bias_slices), max(self.bias_slices)
+      far = ", ".join(f"{k} {v:+.1%}" for k, v in self.bias.items() if k.startswith("N*"))
+      lines.append(f"bias of N*: {low:+.1%} .. {high:+.1%} in the slices; {far}")
     return "\n".join(lines + [f"note: {n}" for n in self.notes])
 
 
@@ -108,22 +123,35 @@ def budget_groups(flops: np.ndarray, tolerance: float = 0.1) -> np.ndarray:
   return groups
 
 
-def _one_slice(table: Table, rows: np.ndarray, within: float | None):
-  """(flops, N, D, loss) of one budget in order of N; runs of equal N are averaged (seeds)."""
+def _one_slice(table: Table, rows: np.ndarray, within: float | None, force: bool):
+  """(flops, N, D, loss) of one budget in order of N; runs of equal N are averaged (seeds).
+
+  Raises:
+    ConfigError: losses at one size so far apart that they are of two kinds, unless `force`.
+  """
   n, d, loss = (table[k][rows] for k in ("n_params", "n_tokens", "loss"))
   if within is not None:
     near = np.abs(np.log(n / n[loss.argmin()])) <= np.log(within)
-    n, d, loss = n[near], d[near], loss[near]
+    n, d, loss, rows = n[near], d[near], loss[near], rows[near]
   sizes, member = np.unique(n, return_inverse=True)
   mean = lambda v: np.bincount(member, v) / np.bincount(member)
   flops = float(np.exp(np.log(table["flops"][rows]).mean()))
+  for i in np.flatnonzero(np.bincount(member) > 1):
+    low, high = loss[member == i].min(), loss[member == i].max()
+    if high > (1 + lawfit.APART) * low and not force:
+      raise ConfigError(
+        f"loss: runs of n_params {sizes[i]:.4g} at about {flops:.3g} FLOPs have losses from {low:.4g} to "
+        f"{high:.4g}, which noise does not explain; keep one kind of run (where, --where), or average "
+        "them all the same (force=True, --force)"
+      )
   return flops, sizes, np.exp(mean(np.log(d))), mean(loss)
 
 
 def _problem_of(method: str, flops, n, loss, min_points: int) -> str:
   """Why a slice cannot be used, or "ok"."""
-  if len(n) < min_points:
-    return f"{len(n)} sizes, fewer than {min_points}"
+  least = max(min_points, curves.DEGREE.get(method, 2) + 2)
+  if len(n) < least:
+    return f"{len(n)} sizes, fewer than {least}"
   lowest = int(loss.argmin())
   if lowest in (0, len(n) - 1):
     side = "smallest" if lowest == 0 else "largest"
@@ -148,6 +176,7 @@ def isoflop_fit(
   min_points: int = 4,
   bias: bool = True,
   flop_factor: float = allocation.FLOP_FACTOR,
+  force: bool = False,
 ) -> IsoFlopFit:
   """Optimum of each budget, and its power laws in C by 1/sigma^2-weighted log-log regression.
 
@@ -159,9 +188,12 @@ def isoflop_fit(
       about each point's neighbours.
     weighted: weigh each optimum by 1 / sigma^2 from the resamples; False: all alike.
     flops: budgets for N* and D*; None: the largest in the table and ten times it.
-    bias: fit the parametric law too, for `bias_a`.
+    bias: fit the parametric law too, for `bias_a` and `bias`.
+    force: average losses at one size however far apart they are; keep the intervals of slices whose
+      shape the method does not have.
 
   Raises:
+    ConfigError: losses at one size that are of two kinds.
     ValueError: fewer than two usable budgets (each rejection is named).
   """
   if method not in curves.METHODS:
@@ -172,7 +204,8 @@ def isoflop_fit(
     if budget is None
     else np.unique(table[budget], return_inverse=True)[1]
   )
-  cut = [_one_slice(table, np.flatnonzero(groups == g), within) for g in range(groups.max() + 1)]
+  taken = [np.flatnonzero(groups == g) for g in range(groups.max() + 1)]
+  cut = [_one_slice(table, rows, within, force) for rows in taken]
   status = [_problem_of(method, c, n, loss, min_points) for c, n, _, loss in cut]
   good = [i for i, s in enumerate(status) if s == "ok"]
   if len(good) < 2:
@@ -185,24 +218,40 @@ def isoflop_fit(
   if len(logs_c) < 2:
     raise ValueError(f"isoflop: {len(logs_c)} of {len(good)} optima survive the noise; add sizes")
   if flops is None:
-    flops = (table["flops"].max(), 10 * table["flops"].max())
+    flops = allocation.default_budgets(table["flops"])
+  flops = tuple(dict.fromkeys(map(float, flops)))
   estimates, boots = _regress(
-    logs_c, optima, spread if weighted else np.ones_like(spread), tuple(flops), confidence
+    logs_c, optima, spread if weighted else np.ones_like(spread), flops, confidence
   )
   notes = list(table.notes) + _notes(table, slices, optima, flop_factor)
+  repeated = sum(len(rows) for rows in taken) - sum(len(s.loss) for s in slices)
+  if repeated and within is None:
+    notes.append(f"{repeated} runs repeat a size of their budget; losses at one size were averaged")
+  if len(logs_c) == 2:
+    notes.append("two budgets: a line passes through both optima, so its scatter says nothing")
   product = estimates["a+b"]
   if abs(product.value - 1) > 0.02 and not any(a <= 1 <= b for a, b in product.intervals.values()):
     notes.append(
       f"a + b = {product.value:.3f}, not 1: these FLOPs do not grow as N D, or the optima are not true"
     )
-  law, bias_a = None, None
+  law, bias_a, biases, of_slices = None, None, {}, ()
   if bias:
     options = {"budget": budget, "tolerance": tolerance, "within": within, "min_points": min_points}
-    law, bias_a = _bias(table, method=method, flop_factor=flop_factor, **options)
+    options |= {"method": method, "flop_factor": flop_factor, "flops": flops, "force": force}
+    law, bias_a, biases, of_slices = _bias(
+      table, [s for s in slices if s.status == "ok"], **options
+    )
     if bias_a is None:
       notes.append(
         "bias of the method not stated: the parametric law could not be fitted to these runs"
       )
+    elif law.lack_of_fit is not None and law.lack_of_fit.fails:
+      notes.append(
+        "the parametric law by which the bias is measured does not describe these runs itself: "
+        f"{law.lack_of_fit.text}"
+      )
+  lack = _lack_of_fit([s for s in slices if s.status == "ok"], method, logs_c, optima[0, :, 0])
+  estimates = _judged(estimates, lack, bias_a, biases, method, force)
   return IsoFlopFit(
     method,
     tuple(slices),
@@ -215,6 +264,9 @@ def isoflop_fit(
     seed,
     table,
     tuple(notes),
+    biases,
+    of_slices,
+    lack,
   )
 
 
@@ -223,7 +275,10 @@ def _resampled(good, method, loss_sd, n_boot, rng):
 
   An Akima spline is no smoother than the losses, so there the noise is added to the losses themselves.
   """
-  noise_of = curves.local_noise if method == "akima" else curves.noise_of
+  degree = curves.DEGREE.get(method, 2)
+  noise_of = lambda u, y: (
+    curves.local_noise(u, y) if method == "akima" else curves.noise_of(u, y, degree)
+  )
   pooled = np.concatenate([noise_of(np.log(n), loss) / loss.mean() for _, n, _, loss in good])
   out = []
   for _, n, _, loss in good:
@@ -231,9 +286,8 @@ def _resampled(good, method, loss_sd, n_boot, rng):
       noise = loss * rng.choice(pooled, (n_boot, len(n)))
     else:
       noise = float(loss_sd) * rng.standard_normal((n_boot, len(n)))
-    u = np.log(n) - np.log(n).mean()
     fitted = loss_sd is None and method != "akima"
-    smooth = (curves.parabola(u, loss[None]) @ np.vander(u, 3).T)[0] if fitted else loss
+    smooth = curves.polynomial(np.log(n), loss[None], degree)[0] if fitted else loss
     out.append(np.vstack([loss[None], smooth + noise]))
   return out
 
@@ -301,7 +355,10 @@ def _regress(logs_c, optima, spread, flops, level):
       exponent: np.array([0.0, 1.0]),
       f"log10 k_{name}": np.array([1.0, -centre]) / np.log(10),
     }
-    rows |= {f"{name}*@{c:.3g}": np.array([1.0, u]) for c, u in zip(flops, targets, strict=True)}
+    rows |= {
+      f"{name}*@{allocation.key(c)}": np.array([1.0, u])
+      for c, u in zip(flops, targets, strict=True)
+    }
     for key, row in rows.items():
       values[key], half = coef @ row, reach * np.sqrt(row @ cov @ row)
       scatter[key], noise[key] = (values[key] - half, values[key] + half), many @ row
@@ -315,7 +372,7 @@ def _regress(logs_c, optima, spread, flops, level):
   estimates = {}
   for key, value in values.items():
     printed = np.exp if "@" in key else (lambda v: v)
-    limits = {"scatter": scatter[key]}
+    limits = {"scatter": scatter[key]} if len(logs_c) > 2 else {}
     if len(boots):
       limits["noise"] = tuple(intervals.percentile(noise[key][:, None], level)[:, 0])
     pairs = {m: (float(printed(a)), float(printed(b))) for m, (a, b) in limits.items()}
@@ -346,17 +403,110 @@ def _notes(table, slices, optima, flop_factor):
   return notes + table.left_out()
 
 
-def _bias(table, **options):
-  """(parametric fit, a of this procedure on that law's own noise-free losses - the law's a)."""
+def _bias(table, used, **options):
+  """(parametric fit, a of this procedure on that law's own noise-free losses - the law's a, {N*@C, D*@C:
+  found / true - 1}, the same for N* of each slice in `used`)."""
   try:
     law = lawfit.fit_table(
-      table, "chinchilla", objective="l2", n_boot=0, methods=("delta",), n_starts=128, holdout=False
+      table, "chinchilla", objective="l2", n_boot=0, methods=("delta",), n_starts=128,
+      holdout=False, flops=(*options["flops"], *(s.flops for s in used)), force=True,
     )  # fmt: skip
+    if law.not_identified:
+      return None, None, {}, ()
     clean = dataclasses.replace(table, columns=table.columns | {"loss": law.predict(table.columns)})
     ideal = isoflop_fit(clean, n_boot=0, bias=False, **options)
   except ValueError:
-    return None, None
-  return law, ideal["a"].value - law["a"].value
+    return None, None, {}, ()
+  far = {k: e.value / law[k].value - 1 for k, e in ideal.estimates.items() if "*@" in k}
+  found = {s.flops: s.n_opt for s in ideal.used}
+  true = lambda s: law[f"N*@{allocation.key(s.flops)}"].value
+  near = tuple(found[s.flops] / true(s) - 1 for s in used if s.flops in found)
+  if not near:
+    return None, None, {}, ()
+  return law, ideal["a"].value - law["a"].value, far, near
+
+
+def _lack_of_fit(used, method, logs_c, log_n) -> adequacy.LackOfFit:
+  """Two F tests: of the slices' shape against one degree more (all slices pooled, relative losses), and
+  of the optima's line in log C against a parabola."""
+  from scipy.stats import f as f_law
+
+  tests, misfit, visible = {}, 0.0, float("nan")
+  degree = curves.DEGREE.get(method)
+  if degree is not None:
+    simple, richer, rows = 0.0, 0.0, 0
+    slices = [s for s in used if len(s.loss) > degree + 2]
+    for s in slices:
+      u, y = np.log(s.n_params), s.loss[None] / s.loss.mean()
+      simple += ((y - curves.polynomial(u, y, degree)) ** 2).sum()
+      richer += ((y - curves.polynomial(u, y, degree + 1)) ** 2).sum()
+      rows += len(u)
+    k, dof = len(slices), rows - (degree + 2) * len(slices)
+    if k and dof >= 3 and richer > 1e-20 * rows:
+      stat = (simple - richer) / k / (richer / dof)
+      tests["shape of the slices"] = (float(stat), k, dof, float(f_law.sf(stat, k, dof)))
+      misfit = float(np.sqrt(max(simple - richer - k * richer / dof, 0) / rows))
+      visible = float(np.sqrt(2 * k * richer / dof / rows))
+    elif k and simple > 1e-16 * rows:
+      tests["shape of the slices"] = (np.inf, k, max(dof, 0), 0.0) if dof >= 3 else (0.0, k, 0, 1.0)
+      misfit = float(np.sqrt(simple / rows))
+  if len(logs_c) >= 4:
+    y = log_n[None]
+    line, bent = (((y - curves.polynomial(logs_c, y, d)) ** 2).sum() for d in (1, 2))
+    if bent > 1e-20:
+      dof = len(logs_c) - 3
+      stat = (line - bent) / (bent / dof)
+      tests["path of the optima"] = (float(stat), 1, dof, float(f_law.sf(stat, 1, dof)))
+  if not tests:
+    text = f"shape of the slices not tested: too few sizes, or no degree above a {method}'s"
+    return adequacy.LackOfFit("not tested", None, {}, 0.0, visible, (), text)
+  p = min(1.0, len(tests) * min(t[3] for t in tests.values()))
+  worst = min(tests, key=lambda k: tests[k][3])
+  f, k, dof, _ = tests[worst]
+  said = f"{worst}: F = {f:.3g} on {k} and {dof}, p = {p:.2g}"
+  if p >= adequacy.LEVEL:
+    text = f"no lack of fit found ({said})"
+    return adequacy.LackOfFit("passes", p, tests, misfit, visible, (), text)
+  if worst == "path of the optima":
+    text = f"the optima do not lie on a power law of compute ({said}); do not extrapolate it"
+  else:
+    shape = "cubic" if method == "cubic" else "parabola"
+    remedy = "akima" if method == "cubic" else "cubic"
+    text = (
+      f"a {shape} does not describe these slices ({said}): it is off by {misfit:.2%} of the loss (rms) "
+      f"beyond the noise, and its minimum with it; use method={remedy}, or sizes nearer the optimum "
+      "(within)"
+    )
+  return adequacy.LackOfFit("fails", p, tests, misfit, visible, (worst,), text)
+
+
+BIAS_COUNTS = 0.25  # of an interval's half-width: from here on the interval is widened by the bias
+
+
+def _judged(estimates, lack, bias_a, biases, method, force) -> dict[str, Estimate]:
+  """Estimates with a first interval widened by the method's bias where that counts or the slices have
+  another shape; with none where that shape's bias is not known."""
+  if method in curves.DEGREE and lack.fails and bias_a is None and not force:
+    withheld = f"withheld: {lack.text}"
+    return {
+      k: dataclasses.replace(e, intervals={}, withheld=withheld) for k, e in estimates.items()
+    }
+  if bias_a is None:
+    return estimates
+  shifts = {"a": bias_a, "b": -bias_a} | {k: float(np.log1p(v)) for k, v in biases.items()}
+  out = {}
+  for key, e in estimates.items():
+    to, back = (np.log, np.exp) if "*@" in key else (np.asarray, float)
+    shift = shifts.get(key, 0.0)
+    ends = [(float(to(a)), float(to(b))) for a, b in e.intervals.values()]
+    half = max([(b - a) / 2 for a, b in ends], default=0.0)
+    if ends and shift and (lack.fails or abs(shift) > BIAS_COUNTS * half):
+      low = min(min(a, a - shift) for a, _ in ends)
+      high = max(max(b, b - shift) for _, b in ends)
+      hull = (float(back(low)), float(back(high)))
+      e = dataclasses.replace(e, intervals={lawfit.WIDENED: hull, **e.intervals})
+    out[key] = e
+  return out
 
 
 def power_law_of_optima(flops, optima, sd_log=None, level: float = 0.95) -> Estimate:

@@ -5,12 +5,12 @@ import dataclasses
 import numpy as np
 
 from experiments.laws import isoflop
-from experiments.laws.result import Estimate, to_plain
+from experiments.laws.result import Estimate, Result, to_plain
 from experiments.laws.table import Table
 
 
-@dataclasses.dataclass(frozen=True)
-class OptimaFit:
+@dataclasses.dataclass(frozen=True, repr=False)
+class OptimaFit(Result):
   """N* = k C^a (and D* = k C^b) by weighted log-log regression, with its t-interval ("scatter")."""
 
   estimates: dict[str, Estimate]

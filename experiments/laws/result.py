@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from experiments.laws import diagnostics, forms, intervals
+from experiments.laws import adequacy, diagnostics, forms, intervals
 from experiments.laws.table import Table
 
 SHOWN_HELD = 10  # held-out runs listed in a summary
@@ -48,9 +48,23 @@ class Outliers:
     return "; ".join(s for s in said if s) or "none dropped"
 
 
+def said_limits(low: float, high: float) -> str:
+  """`1.2 .. 3.4`, with "no lower bound", "no upper bound" where there is none."""
+  left = f"{low:.5g}" if np.isfinite(low) and low != 0 else "no lower bound"
+  right = f"{high:.5g}" if np.isfinite(high) else "no upper bound"
+  return "no bound on either side" if "no" in left and "no" in right else f"{left} .. {right}"
+
+
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-  """A number with its intervals: {method: (low, high)}; `se` is None without the delta method."""
+  """A number with its intervals.
+
+  Attributes:
+    intervals: {method: (low, high)}; a limit of -inf or inf (0 or inf for a scale) is no limit at all.
+    se: standard error of the delta method, None without it.
+    boot_se: standard deviation over the case bootstrap, None without it.
+    withheld: why there is no interval though one was asked for; "" where there is one.
+  """
 
   name: str
   value: float
@@ -58,15 +72,46 @@ class Estimate:
   intervals: dict[str, tuple[float, float]]
   se: float | None
   fixed: bool = False
+  boot_se: float | None = None
+  withheld: str = ""
 
   @property
   def interval(self) -> tuple[float, float] | None:
     """The first method's limits."""
     return next(iter(self.intervals.values()), None)
 
+  def said(self, method: str) -> str:
+    """The limits of a method in words."""
+    if self.fixed:
+      return "fixed"
+    if method not in self.intervals:
+      return self.withheld.split(":")[0]
+    return said_limits(*self.intervals[method])
 
-@dataclasses.dataclass(frozen=True)
-class LawFit:
+
+class Result:
+  """What every result can do: `to_dict()`, `to_json()` (the same), a short repr, `[name]`."""
+
+  def to_dict(self) -> dict:
+    """Plain dicts, lists and numbers, fit for JSON."""
+    return self.to_json()
+
+  def __repr__(self) -> str:
+    return f"<{type(self).__name__}: {self.headline()}>"
+
+  def headline(self) -> str:
+    """A line: what was fitted and its main numbers."""
+    shown = [e for e in self.estimates.values() if "@" not in e.name and "log10" not in e.name]
+    cells = [
+      f"{e.name} {e.value:.4g}"
+      + (f" [{e.interval[0]:.4g}, {e.interval[1]:.4g}]" if e.interval and not e.fixed else "")
+      for e in shown[:7]
+    ]
+    return ", ".join(cells)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class LawFit(Result):
   """A fitted law.
 
   Attributes:
@@ -102,6 +147,29 @@ class LawFit:
   conditioning: diagnostics.Conditioning
   holdout: diagnostics.Holdout | None
   notes: tuple[str, ...]
+  lack_of_fit: adequacy.LackOfFit | None = None
+  clusters: int | None = None  # how many groups of rows were resampled whole; None: every row alone
+  not_identified: tuple[str, ...] = ()
+  failed_refits: int = 0  # bootstrap samples that came to no optimum, left out of every interval
+  weighted_by: str = ""
+  covariance: np.ndarray | None = None  # [P, P] of the working parameters
+
+  @property
+  def residual(self) -> str:
+    """ "log" or "linear": of which the objective sums up the residuals."""
+    return self.law.link
+
+  @property
+  def r2(self) -> float:
+    """1 - sum of squared residuals / sum of squares about the mean, of the target in its own unit."""
+    target = self.table[self.law.target]
+    off = target - self.predict({k: self.table[k] for k in self.law.inputs})
+    return float(1 - (off**2).sum() / max(((target - target.mean()) ** 2).sum(), 1e-300))
+
+  @property
+  def bic(self) -> float:
+    """k log n - 2 log L with k counting the scale of the noise."""
+    return (self.n_free + 1) * float(np.log(self.n)) - 2 * self.log_likelihood
 
   @property
   def n(self) -> int:
@@ -130,10 +198,21 @@ class LawFit:
       (self.log_likelihood, self.n_free), (larger.log_likelihood, larger.n_free)
     )
 
-  def predict(self, columns: Mapping[str, Sequence[float]]) -> np.ndarray:
-    """Targets (losses, or errors) [n] of new runs given as columns."""
+  def headline(self) -> str:
+    verdict = "" if self.lack_of_fit is None else f"; {self.lack_of_fit.verdict} lack-of-fit test"
+    if self.lack_of_fit is not None and self.lack_of_fit.verdict == "not tested":
+      verdict = "; lack of fit not tested"
+    return f"{self.law.name} on {self.n} runs: {super().headline()}{verdict}"
+
+  def predict(
+    self, columns: Mapping[str, Sequence[float]], theta: np.ndarray | None = None
+  ) -> np.ndarray:
+    """Targets (losses, or errors) [n] of new runs given as columns; `theta`: other working parameters,
+    such as those of the fit without the held-out runs."""
     out = intervals.predict(
-      self.law, self.theta, {k: np.asarray(v, float) for k, v in columns.items()}
+      self.law,
+      self.theta if theta is None else theta,
+      {k: np.asarray(v, float) for k, v in columns.items()},
     )
     return np.exp(out) if self.law.link == "log" else out
 
@@ -147,6 +226,10 @@ class LawFit:
     """Everything but the arrays of the bootstrap, as plain dicts, lists and numbers."""
     held = self.holdout and {
       k: v for k, v in dataclasses.asdict(self.holdout).items() if k != "theta"
+    }
+    estimates = {
+      name: dataclasses.asdict(e) | {"said": {m: e.said(m) for m in e.intervals}}
+      for name, e in self.estimates.items()
     }
     return to_plain(
       {
@@ -163,6 +246,14 @@ class LawFit:
         "n_free": self.n_free,
         "log_likelihood": self.log_likelihood,
         "aic": self.aic,
+        "bic": self.bic,
+        "r2": self.r2,
+        "residual": self.residual,
+        "lack_of_fit": self.lack_of_fit,
+        "clusters": self.clusters,
+        "not_identified": self.not_identified,
+        "failed_refits": self.failed_refits,
+        "weighted_by": self.weighted_by,
         "residual_rms": np.sqrt((self.residuals**2).mean()),
         "confidence": self.confidence,
         "n_boot": self.n_boot,
@@ -170,7 +261,7 @@ class LawFit:
         "flop_factor": self.flop_factor,
         "flop_exponent": self.flop_exponent,
         "outliers": str(self.outliers),
-        "estimates": self.estimates,
+        "estimates": estimates,
         "conditioning": self.conditioning,
         "holdout": held,
         "columns": self.table.source,
@@ -191,25 +282,33 @@ class LawFit:
       f"residual rms {np.sqrt((self.residuals**2).mean()):.4g}, "
       f"log L {self.log_likelihood:.6g}, AIC {self.aic:.6g}",
     ]
-    methods = next(iter(self.estimates.values())).intervals
+    if self.clusters is not None:
+      lines.append(f"{self.clusters} clusters of runs, each resampled whole")
+    if self.weighted_by:
+      lines.append(f"rows weighted by {self.weighted_by}")
+    if self.lack_of_fit is not None:
+      lines.append(f"verdict: {self.lack_of_fit.text}")
+    most = max((e.intervals for e in self.estimates.values()), key=len)
+    methods = dict.fromkeys((*most, *(m for e in self.estimates.values() for m in e.intervals)))
+    has_boot = any(e.boot_se is not None for e in self.estimates.values())
     head = ["", "estimate", *(f"{m} {self.confidence:.0%}" for m in methods)]
-    rows = [head]
+    rows = [head + ["boot se"] * has_boot]
     for e in self.estimates.values():
-      cells = (
-        ["fixed" for _ in methods]
-        if e.fixed
-        else [f"{a:.5g} .. {b:.5g}" for a, b in e.intervals.values()]
-      )
-      rows.append([e.name, f"{e.value:.6g}", *cells])
-    widths = [max(len(r[i]) for r in rows) for i in range(len(head))]
+      cells = [e.said(m) for m in methods]
+      boot = "" if e.boot_se is None or e.fixed else f"{e.boot_se:.3g}"
+      rows.append([e.name, f"{e.value:.6g}", *cells, *[boot] * has_boot])
+    widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
     lines += ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]
     if self.holdout:
       h = self.holdout
+      values = ", ".join(f"{k} {v:.4g}" for k, v in h.parameters.items())
       lines.append(
         f"held out: {h.n_held} runs up to {h.reach:.3g}x the compute of the {h.n_fitted} fitted: "
-        f"bias {h.bias:+.2%}, rms {h.rms:.2%} (fitted runs {h.rms_fitted:.2%}), "
+        f"bias {h.bias:+.2%}, rms {h.rms:.2%} (fitted runs {h.rms_fitted:.2%}), mean absolute error "
+        f"{h.mae:.4g} ({h.mare:.2%}), "
         f"{round(h.covered * h.n_held)} of {h.n_held} inside their {h.level:.0%} prediction interval"
       )
+      lines += [f"held-out verdict: {h.text}", f"fitted without them: {values}"]
       lines += self._held_lines()
     lines += [f"note: {n}" for n in self.notes]
     return "\n".join(lines)

@@ -1,43 +1,26 @@
 """Anybody's table of runs -> checked float64 columns under our names.
 
 No row vanishes: `Table.skipped` names each row left out and why, `Table.notes` says what was derived
-or read in an unusual way. Text becomes rows and numbers in experiments.laws.cells.
+or read in an unusual way. Files become rows in experiments.laws.sources, cells numbers in cells, their
+columns ours in columns, `where` is parsed in conditions.
 """
 
 import dataclasses
-import difflib
-import operator
+import functools
 import pathlib
-import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from experiments.laws import cells
+from experiments.laws import cells, columns, conditions, sources
+from experiments.laws.columns import ALIASES
 
-# Spellings seen in published tables, compared without case, blanks and punctuation. Used only for a
-# column the caller did not name; two matches in one table are an error, not a guess.
-ALIASES = {
-  "n_params": ("n_params", "params", "n", "model size", "parameters", "num_params", "parameter_count",
-               "param_count", "total_params", "n_parameters", "num_parameters", "model_params"),
-  "n_params_non_embedding": ("n_params_non_embedding", "non_embedding_params", "n_non_embedding",
-                             "params_no_embed", "n_no_emb", "params_non_embedding"),
-  "n_tokens": ("n_tokens", "tokens", "d", "training tokens", "train_tokens", "num_tokens",
-               "total_tokens", "tokens_seen", "dataset size"),
-  "flops": ("flops", "flop", "c", "training flop", "training flops", "compute", "total_flops",
-            "train_flops", "compute budget"),
-  "loss": ("loss", "final_loss", "val_loss", "eval_loss", "validation loss", "test loss", "l",
-           "train_loss", "cross_entropy"),
-  "unique_tokens": ("unique_tokens", "unique tokens", "u"),
-  "steps": ("steps", "n_steps", "train_steps", "num_train_steps"),
-  "error": ("error", "err", "downstream_error"),
-}  # fmt: skip
-OPTIONS = {"n_params": "--params", "n_tokens": "--tokens", "flops": "--flops", "loss": "--loss"}
-STEMS = {"n_params": "param", "n_tokens": "token", "flops": "flop", "loss": "loss"}
 FILTERED = "not "  # begins the reason of a row that `where` leaves out
 SHOWN_ROWS = 12  # rows named in a note
-COMPARES = {"!=": operator.ne, "<=": operator.le, ">=": operator.ge, "=": operator.eq,
-            "<": operator.lt, ">": operator.gt}  # fmt: skip
+RUN = "run"  # label under which rows of one run share a text
+SIZES = ("n_params", "n_params_non_embedding", "n_tokens", "flops", "unique_tokens", "steps")
+__all__ = ["ALIASES", "RUN", "Table", "from_columns", "read_table"]
+FINISHED = {"finished", "done", "completed", "complete", "success", "succeeded", "ok"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +36,7 @@ class Table:
     notes: what was derived or unusual.
     header: every column of the source.
     unclear: our name -> columns that all look like it.
+    texts: every column of the source as text, same length.
   """
 
   columns: dict[str, np.ndarray]
@@ -63,6 +47,12 @@ class Table:
   notes: tuple[str, ...] = ()
   header: tuple[str, ...] = ()
   unclear: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+  texts: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+  @property
+  def clusters(self) -> np.ndarray | None:
+    """[n] text: rows that share one are points of one run, to be resampled together. None: all apart."""
+    return self.labels.get(RUN)
 
   def __len__(self) -> int:
     return len(self.rows)
@@ -71,9 +61,12 @@ class Table:
     if name in self.columns:
       return self.columns[name]
     if name in self.unclear:
-      found = ", ".join(map(repr, self.unclear[name]))
-      raise ValueError(f"{name}: columns {found} all look like it; {_how_to_name(name)}")
-    raise ValueError(f"{name}: {_nearest(name, name, self.header)}; {_how_to_name(name)}")
+      alike = self.unclear[name]
+      found = ", ".join(map(repr, alike[:6])) + (f", ... ({len(alike)})" if len(alike) > 6 else "")
+      raise ValueError(f"{name}: columns {found} all look like it; {columns.how_to_name(name)}")
+    raise ValueError(
+      f"{name}: {columns.nearest(name, name, self.header)}; {columns.how_to_name(name)}"
+    )
 
   def need(self, *names: str) -> "Table":
     """The rows whose values in `names` are finite and positive; the others are skipped by name.
@@ -100,11 +93,12 @@ class Table:
   def take(self, keep: np.ndarray, why: str) -> "Table":
     """The rows where `keep` [n] bool is true; the others join `skipped` as `why`."""
     gone = tuple((int(r), why) for r in self.rows[~keep])
-    pick = lambda columns: {k: v[keep] for k, v in columns.items()}
+    pick = lambda arrays: {k: v[keep] for k, v in arrays.items()}
     return dataclasses.replace(
       self,
       columns=pick(self.columns),
       labels=pick(self.labels),
+      texts=pick(self.texts),
       rows=self.rows[keep],
       skipped=self.skipped + gone,
     )
@@ -139,10 +133,14 @@ class Table:
     if absent[0] in self.unclear:
       return self
     if absent[0] == "flops":
-      value, note = k * c["n_params"] * c["n_tokens"], f"flops = {k:g} n_params n_tokens"
+      with np.errstate(over="ignore", invalid="ignore"):
+        value = k * c["n_params"] * c["n_tokens"]
+      note = f"flops = {k:g} n_params n_tokens"
     else:
       other = names[1 - names.index(absent[0])]
-      value, note = c["flops"] / (k * c[other]), f"{absent[0]} = flops / ({k:g} {other})"
+      with np.errstate(divide="ignore", invalid="ignore"):  # 0 parameters: `need` names the row
+        value = c["flops"] / (k * c[other])
+      note = f"{absent[0]} = flops / ({k:g} {other})"
     return dataclasses.replace(
       self,
       columns=c | {absent[0]: value},
@@ -151,15 +149,16 @@ class Table:
     )
 
 
-def from_columns(columns: Mapping[str, Sequence[float]], labels=None) -> Table:
+def from_columns(values: Mapping[str, Sequence[float]], labels=None) -> Table:
   """A Table from arrays already under our names."""
-  columns = {k: np.asarray(v, np.float64) for k, v in columns.items()}
-  sizes = {k: len(v) for k, v in columns.items()}
+  values = {k: np.asarray(v, np.float64) for k, v in values.items()}
+  sizes = {k: len(v) for k, v in values.items()}
   if len(set(sizes.values())) != 1:
     raise ValueError(f"columns={sizes}: lengths differ; give every run a value (nan where missing)")
   labels = {k: np.asarray(v).astype(str) for k, v in (labels or {}).items()}
   rows = np.arange(1, next(iter(sizes.values())) + 1)
-  return Table(columns, labels, rows, source={k: k for k in columns}, header=tuple(columns))
+  named = {k: k for k in values}
+  return Table(values, labels, rows, source=named, header=tuple(values), texts=dict(labels))
 
 
 def read_table(
@@ -169,136 +168,165 @@ def read_table(
   labels: Sequence[str] = (),
   where: Sequence[str] = (),
   scale: Mapping[str, float] | None = None,
+  decimal: str | None = None,
+  drop_repeats: bool = False,
 ) -> Table:
-  """Reads runs from CSV, TSV, JSON or JSONL (.gz); "-" is standard input.
+  """Reads runs from CSV, TSV, Markdown, LaTeX, JSON, JSONL (.gz) or parquet; "-" is standard input.
 
   Args:
     path: the file.
     names: {our name: their column}; columns not named here are found by their usual spellings.
     labels: their columns kept as text.
-    where: conditions on their columns, `column=text` or with != < <= > >=; rows that do not meet all
-      of them are skipped and counted.
-    scale: {our name: factor}, for tables in millions of parameters or GFLOPs; without it, a header
-      such as `Params (M)` is believed, and noted.
+    where: conditions on their columns in the grammar of experiments.laws.conditions; rows that do not
+      meet all of them are skipped and counted.
+    scale: {our name: factor} of numbers that carry no unit themselves, for tables in millions of
+      parameters or GFLOPs; without it, a header such as `Params (M)` is believed, and noted.
+    decimal: "point" or "comma"; None: what the columns show.
+    drop_repeats: leave out rows that repeat an earlier one cell for cell.
 
   Raises:
-    ValueError: an unknown column (with the nearest names), or no row.
+    ValueError: an unknown column (with the nearest names), two possible readings, or no row.
   """
-  header, raw, skipped, notes = cells.read_rows(path)
-  column_of = lambda name: [row.get(name) for _, row in raw]
-  chosen, unclear, found_scale = _choose(header, dict(names or {}), column_of)
-  conditions = [_condition(text, header) for text in where]
+  try:
+    return _read(path, dict(names or {}), labels, where, dict(scale or {}), decimal, drop_repeats)
+  except ValueError as error:  # names and cells of a file may hold line breaks
+    raise ValueError(" ".join(str(error).splitlines())) from error
+
+
+def _read(path, names, labels, where, scale, decimal, drop_repeats) -> Table:
+  if decimal is not None and decimal not in cells.MARKS:
+    raise ValueError(f"decimal={decimal!r}: must be point or comma")
+  source = sources.read_rows(path)
+  choice = columns.choose(source.header, names, source.column)
   for column in labels:
-    _check_column(column, column, header)
-  keep = []
-  for number, row in raw:
-    wrong = [text for text, meets in conditions if not meets(row)]
-    if wrong:
-      skipped.append((number, f"{FILTERED}{wrong[0]}"))
+    columns.check_column(column, column, source.header)
+  numbers = _reader(source, decimal, choice)
+  numbers_of = lambda column: numbers(column).values
+  tests = [(text, conditions.parse(text, source.header, numbers_of)) for text in where]
+  keep, skipped = [], list(source.skipped)
+  for i, (number, row) in enumerate(source.rows):
+    wrong = next((text for text, meets in tests if not meets(i, row)), None)
+    if wrong is None:
+      keep.append(i)
     else:
-      keep.append((number, row))
-  columns, scale = {}, {**found_scale, **(scale or {})}
-  for ours, theirs in chosen.items():
-    columns[ours], odd = cells.numbers([row.get(theirs) for _, row in keep])
-    columns[ours] = columns[ours] * scale.get(ours, 1.0)
-    notes += [f"{ours} ({theirs!r}): {text}" for text in odd]
-  for ours, factor in scale.items():
-    if ours not in chosen:
-      raise ValueError(f"scale={ours}: no such column was read; known: {', '.join(chosen)}")
-    if factor != 1:
-      why = f", as its header {chosen[ours]!r} says" if found_scale.get(ours) == factor else ""
-      notes.append(f"{ours} was multiplied by {factor:g}{why}")
-  for ours, theirs in list(unclear.items()):
-    same = [[row.get(c) for _, row in keep] for c in theirs]
+      skipped.append((number, FILTERED + (f"({wrong})" if " " in wrong else wrong)))
+  if drop_repeats:
+    keep, repeats = _without_repeats(source, keep)
+    skipped += repeats
+  notes = source.notes + choice.notes
+  for ours in scale:
+    if ours not in choice.chosen:
+      raise ValueError(f"scale={ours}: no such column was read; known: {', '.join(choice.chosen)}")
+  out = {}
+  for ours, theirs in choice.chosen.items():
+    read = numbers(theirs)
+    notes += [f"{ours} ({theirs!r}): {text}" for text in read.remarks]
+    values, said = _scaled(read, ours, theirs, scale.get(ours), choice.scale.get(ours, 1.0))
+    out[ours] = values[keep]
+    notes += said
+  chosen, unclear = dict(choice.chosen), dict(choice.unclear)
+  for ours, theirs in choice.unclear.items():
+    same = [[source.rows[i][1].get(c) for i in keep] for c in theirs]
     if all(column == same[0] for column in same):
-      columns[ours], _ = cells.numbers(same[0])
+      factor = cells.split_unit(theirs[0])[1]
+      out[ours] = _scaled(numbers(theirs[0]), ours, theirs[0], None, factor)[0][keep]
       chosen[ours] = theirs[0]
       notes.append(f"{ours}: {' and '.join(map(repr, unclear.pop(ours)))} hold the same")
-  texts = {k: np.array([str(row.get(k, "")) for _, row in keep]) for k in labels}
-  numbers = np.array([number for number, _ in keep], int)
+  texts = {
+    name: np.array([conditions.text_of(source.rows[i][1].get(name)) for i in keep], dtype=str)
+    for name in source.header
+  }
+  notes += _unfinished(texts)
+  rows = np.array([source.rows[i][0] for i in keep], int)
   table = Table(
-    columns, texts, numbers, tuple(skipped), chosen, tuple(notes), tuple(header), unclear
-  )
+    out, {k: texts[k] for k in labels}, rows, tuple(skipped), chosen, tuple(notes),
+    tuple(source.header), unclear, texts,
+  )  # fmt: skip
   return table if len(table) else table.need()
 
 
-def _condition(text: str, header: list[str]):
-  """(text, row -> whether it meets the condition). Numbers compare as numbers, all else as text."""
-  column = max((h for h in header if text.startswith(h)), key=len, default=None)
-  if column is None or not any(text[len(column) :].startswith(c) for c in COMPARES):
-    match = re.match(r"(.*?)(!=|<=|>=|=|<|>)", text)
-    if match is None:
-      raise ValueError(
-        f"where={text}: must be COLUMN=TEXT for a table, or with != < <= > >=; for example set=train"
-      )
-    _check_column("where", match[1], header)
-    column = match[1]
-  rest = text[len(column) :]
-  sign = next(c for c in COMPARES if rest.startswith(c))
-  wanted = rest[len(sign) :].strip()
-  number = cells.number(wanted)
+def _reader(source: sources.Source, decimal: str | None, choice: columns.Choice):
+  """column -> its numbers over all rows of the file, read once each."""
 
-  def meets(row):
-    have = str(row.get(column, "")).strip()
-    found = cells.number(have)
-    if np.isfinite(number) and np.isfinite(found):
-      return COMPARES[sign](found, number)
-    return sign in ("=", "!=") and COMPARES[sign](have, wanted)
+  def is_loss(name: str) -> bool:
+    return name == choice.chosen.get("loss") or columns.kind_of_loss(name) is not None
 
-  return text, meets
+  @functools.cache
+  def of_file():
+    pairs = ((source.column(name), is_loss(name)) for name in source.header)
+    return cells.decimal_of(pairs, source.delimiter)
+
+  @functools.cache
+  def read(name: str) -> cells.Column:
+    column = source.column(name)
+    needed = decimal is None and set(cells.marks_of(column)) == {"either"}
+    return cells.numbers(
+      column, name, decimal=decimal, file_decimal=of_file() if needed else "default",
+      largest=cells.PLAUSIBLE_LOSS if is_loss(name) else None,
+    )  # fmt: skip
+
+  return read
 
 
-def _plain(name: str) -> str:
-  return re.sub(r"[^a-z0-9]", "", name.lower())
+def _scaled(read: cells.Column, ours, theirs, asked: float | None, header: float):
+  """(values in units of one, notes). A cell's own unit stands; a header's or `asked` is of bare numbers.
 
-
-def _how_to_name(ours: str) -> str:
-  option = f"{OPTIONS[ours]} COLUMN" if ours in OPTIONS else f"--column {ours}=COLUMN"
-  return f"name the one to use with {option}"
-
-
-def _nearest(ours: str, theirs: str, header: Sequence[str]) -> str:
-  """`no such column`, the nearest names, and all of them."""
-  near = [h for h in header if _plain(h) == _plain(theirs)]
-  near += [h for h in header if STEMS.get(ours, "\0") in h.lower()]
-  near += difflib.get_close_matches(theirs, header, n=2, cutoff=0.5)
-  near = list(dict.fromkeys(near))[:3]
-  hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-  return f"no such column; {hint}columns: {', '.join(header)}"
-
-
-def _check_column(ours, theirs, header):
-  if theirs not in header:
-    raise ValueError(f"{ours}={theirs!r}: {_nearest(ours, theirs, header)}")
-
-
-def _choose(header: list[str], names: dict[str, str], column_of):
-  """({our name: their column}, {our name: columns that all look like it}, {our name: unit}).
-
-  Of several columns that look alike, those without a single number are none of them.
+  Raises:
+    ValueError: header and cells say different units, or bare numbers stand among ones with units.
   """
-  chosen, unclear, scale = {}, {}, {}
-  for ours, theirs in names.items():
-    _check_column(ours, theirs, header)
-    chosen[ours] = theirs
-  units = {h: cells.split_unit(h) for h in header}
-  for ours, spellings in ALIASES.items():
-    if ours in chosen:
-      continue
-    wanted = {_plain(s) for s in spellings}
-    taken = chosen.values()
-    once = lambda h: re.sub(r"\.\d+$", "", units[h][0])  # cells.read_rows numbers what is repeated
-    found = [h for h in header if _plain(once(h)) in wanted and h not in taken]
-    if len(found) > 1:
-      found = [h for h in found if np.isfinite(cells.numbers(column_of(h))[0]).any()] or found
-    exact = [h for h in found if h == ours and f"{h}.2" not in header]
-    if len(found) == 1 or exact:
-      chosen[ours] = (exact or found)[0]
-    elif found:
-      unclear[ours] = tuple(found)
-  if "n_params" not in chosen and "n_params" not in unclear and "n_params_non_embedding" in chosen:
-    chosen["n_params"] = chosen["n_params_non_embedding"]  # the only count there is
-  for ours, theirs in chosen.items():
-    if units[theirs][1] != 1:
-      scale[ours] = units[theirs][1]
-  return chosen, unclear, scale
+  factor = header if asked is None else asked
+  bare = np.isfinite(read.values) & ~read.own_unit
+  notes = []
+  if asked is None and read.own_unit.any():
+    how = f"say what a number without a unit is with --unit {ours}=1 (or 1e6, ...)"
+    if header != 1 and set(read.units) != {header}:
+      raise ValueError(
+        f"{ours}: the header {theirs!r} says x {header:g} and cells have a unit of their own; {how}"
+      )
+    if header != 1:
+      notes.append(f"{ours} ({theirs!r}): header and cells say the same unit; it was taken once")
+    low, high = (read.values[bare].min(), read.values[bare].max()) if bare.any() else (1e9, 0.0)
+    odd = (ours in SIZES and low < 1e3) or (set(read.units) == {0.01} and high > 1)
+    if header == 1 and odd:
+      raise ValueError(
+        f"{ours} ({theirs!r}): some cells have a unit, others such as {low:g} have none; {how}"
+      )
+  if factor != 1 and (bare.any() or not read.own_unit.any()):
+    why = f", as its header {theirs!r} says" if asked is None else ""
+    notes.append(f"{ours} was multiplied by {factor:g}{why}")
+  return np.where(read.own_unit, read.values, read.values * factor), notes
+
+
+def _without_repeats(source: sources.Source, keep: list[int]):
+  """(rows that repeat no earlier one cell for cell, (row number, reason) of the others).
+
+  Columns that only number the rows do not count.
+  """
+  counts = lambda column: any(
+    [str(c).strip() for c in column] == [str(i + at) for i in range(len(column))] for at in (0, 1)
+  )
+  names = [name for name in source.header if not counts(source.column(name))]
+  seen, out, repeats = {}, [], []
+  for i in keep:
+    number, row = source.rows[i]
+    cells_ = tuple(conditions.text_of(row.get(name)) for name in names)
+    if names and any(cells_) and seen.setdefault(cells_, i) != i:
+      repeats.append((number, "repeats an earlier row cell for cell"))
+    else:
+      out.append(i)
+  return out, repeats
+
+
+def _unfinished(texts: Mapping[str, np.ndarray]) -> list[str]:
+  """A note where a column of states says that some runs have not finished."""
+  for name, column in texts.items():
+    states = [s.lower() for s in column]
+    if columns.plain(name) in ("state", "status") and FINISHED & set(states):
+      others = sum(s not in FINISHED and s != "" for s in states)
+      done = next(s for s in column if s.lower() in FINISHED)
+      if others:
+        return [
+          f"{others} rows are of runs that have not finished ({name}); "
+          f"--where '{name}={done}' leaves them out"
+        ]
+  return []

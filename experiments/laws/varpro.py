@@ -7,12 +7,12 @@ Czech et al. 2026, arXiv:2603.22339; Golub & Pereyra 1973. It minimises squares 
 
 import dataclasses
 
-import jax.numpy as jnp
 import numpy as np
 
-from experiments.laws import allocation, fit, forms, intervals, lawfit
-from experiments.laws.result import Estimate, to_plain
+from experiments.laws import adequacy, allocation, forms, identify, lawfit, solve
+from experiments.laws.result import Estimate, Result, to_plain
 from experiments.laws.table import Table
+from lm.config.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +32,8 @@ class VarProFit:
     return self.beta / (self.alpha + self.beta)
 
 
-@dataclasses.dataclass(frozen=True)
-class VarProTable:
+@dataclasses.dataclass(frozen=True, repr=False)
+class VarProTable(Result):
   """Variable projection of a table's runs, with case-bootstrap and delta-method intervals."""
 
   estimates: dict[str, Estimate]
@@ -43,6 +43,7 @@ class VarProTable:
   n_boot: int
   seed: int
   notes: tuple[str, ...]
+  lack_of_fit: adequacy.LackOfFit | None = None
 
   def __getitem__(self, name: str) -> Estimate:
     return self.estimates[name]
@@ -61,19 +62,15 @@ class VarProTable:
       f"variable projection: L = E + A / N^alpha + B / D^beta by least squares of the loss, "
       f"{len(self.table)} runs, residual rms {rms:.4g}"
     ]
+    if self.lack_of_fit is not None:
+      lines.append(f"verdict: {self.lack_of_fit.text}")
     for e in self.estimates.values():
-      limits = "  ".join(
-        f"{m} {self.confidence:.0%} {a:.5g} .. {b:.5g}" for m, (a, b) in e.intervals.items()
-      )
-      lines.append(f"{e.name:14s} {e.value:.6g}  {limits}")
+      limits = "  ".join(f"{m} {self.confidence:.0%} {e.said(m)}" for m in e.intervals)
+      lines.append(f"{e.name:14s} {e.value:.6g}  {limits or e.withheld.split(':')[0]}")
     return "\n".join(lines + [f"note: {n}" for n in self.notes])
 
 
-def _linear_chinchilla(theta, x):
-  return jnp.exp(forms.chinchilla(theta, x))
-
-
-LINEAR = dataclasses.replace(forms.LAWS["chinchilla"], predict=_linear_chinchilla, link="linear")
+LINEAR = forms.with_link(forms.LAWS["chinchilla"], "linear")
 
 
 def varpro_table(
@@ -83,47 +80,64 @@ def varpro_table(
   seed: int = 0,
   confidence: float = 0.95,
   flops=None,
+  cluster: str | None = None,
+  force: bool = False,
 ) -> VarProTable:
   """`varpro_fit` of a table with intervals; resamples are refitted by Newton steps from its optimum.
 
   Args:
     flops: budgets for N*, D* and the loss; None: the largest in the table and ten times it.
+    cluster, force: as of lawfit.fit_table.
+
+  Raises:
+    ConfigError: parameters that these runs cannot tell apart.
   """
   table = table.with_flops().need("n_params", "n_tokens", "loss")
+  lawfit.refuse_two_scales(table, ("n_params", "n_tokens"), "loss", force)
   found = varpro_fit(table["n_params"], table["n_tokens"], table["loss"])
   notes = [*table.notes, *table.left_out()]
   theta = LINEAR.working(np.maximum([found.A, found.B, found.E, found.alpha, found.beta], 1e-300))
   if flops is None:
-    flops = (table["flops"].max(), 10 * table["flops"].max()) if "flops" in table.columns else ()
-  quantities = allocation.Quantities(forms.LAWS["chinchilla"], tuple(map(float, flops)))
+    flops = allocation.default_budgets(table["flops"]) if "flops" in table.columns else ()
+  flops = tuple(dict.fromkeys(map(float, flops)))
+  quantities = allocation.Quantities(forms.LAWS["chinchilla"], flops)
+  problem = solve.make_problem(LINEAR, {})
+  data = lawfit.make_data(table, LINEAR, solve.L2_DELTA, cluster)
+  starts = LINEAR.starts(data.x, data.y)
   at_boundary = min(found.A, found.B, found.E) <= 0
   if found.at_edge or at_boundary:
-    notes.append(
-      "the optimum lies at a boundary, so no interval is given: vary N, D and their ratio"
-    )
-    return VarProTable(
-      lawfit.estimates_of(quantities, theta, {}),
-      found.rss,
-      table,
-      confidence,
-      0,
-      seed,
-      tuple(notes),
-    )
-  problem = fit.make_problem(LINEAR, {})
-  data = lawfit.make_data(table, LINEAR, fit.L2_DELTA, None)
-  theta = fit.minimise(
-    problem, data.x, data.y, theta[None], delta=fit.L2_DELTA, first_delta=fit.L2_DELTA
+    lost = [n for n in ("A", "B", "E") if getattr(found, n) <= 0] or ["alpha", "beta"]
+    known = identify.find(problem, data, theta, starts, quantities)
+    why = known.words(LINEAR) if not known else (
+      f"law=varpro: {', '.join(lost)}: the optimum lies at a boundary; vary N, D and their ratio, or "
+      "fit without intervals (force=True, --force)"
+    )  # fmt: skip
+    if not force:
+      raise ConfigError(why)
+    notes.append(f"forced: {why}")
+    estimates = lawfit.estimates_of(quantities, theta, {})
+    return VarProTable(estimates, found.rss, table, confidence, 0, seed, tuple(notes))
+  theta = solve.minimise(
+    problem, data.x, data.y, theta[None], delta=solve.L2_DELTA, first_delta=solve.L2_DELTA
   ).theta[0]
-  limits = {}
-  if n_boot:
-    weights = intervals.case_weights(data.clusters, n_boot, seed)
-    boots = intervals.refit(problem, data, theta, weights=weights).theta
-    limits["case"] = intervals.percentile(intervals.evaluate(quantities, boots), confidence)
-  cov = intervals.covariance(problem, data, theta)
-  limits["delta"], _ = intervals.delta_method(quantities, theta, cov, data.n - 5, confidence)
-  estimates = lawfit.estimates_of(quantities, theta, limits)
-  return VarProTable(estimates, found.rss, table, confidence, n_boot, seed, tuple(notes))
+  known = identify.check(problem, data, theta, starts, quantities, force)
+  methods = ("case", "delta") if n_boot else ("delta",)
+  value = 0.5 * found.rss
+  spread = lawfit.find_intervals(
+    problem, data, theta, value, quantities, methods, n_boot, seed, confidence
+  )
+  lack = adequacy.lack_of_fit(problem, data, theta)
+  estimates = lawfit.judged(
+    lawfit.estimates_of(quantities, theta, spread.limits, spread.se, problem, spread.boot_se),
+    known,
+    lack,
+    lawfit.moved(problem, data, theta, quantities, table, lack),
+    table,
+    force,
+  )
+  if not known:
+    notes.append(f"forced: {known.words(LINEAR)}")
+  return VarProTable(estimates, found.rss, table, confidence, n_boot, seed, tuple(notes), lack)
 
 
 def _project(u, v, loss, weight, alpha, beta):

@@ -3,29 +3,33 @@
     <cache_dir>/<key>/          key: hash of source contents, cleaning, split and tokenizer
       vocabulary.json           the tokenizer
       train-0/ train-1/ val/    a store (lm/data/store.py) a source, and the validation set of all
-      counts.json               documents read and dropped
+      counts.json               documents read and dropped, overlap of the sides, special tokens
 
-A folder appears whole or not at all: it is built beside its place and then renamed.
+A folder appears whole or not at all, and is built again where it is damaged (lm/data/folders.py).
 """
 
-import contextlib
 import dataclasses
-import hashlib
 import json
 import pathlib
-import re
-import shutil
-import tempfile
+import sys
 from collections.abc import Callable, Iterator
 
-from lm.config import ConfigError, DataConfig
-from lm.data import sources, tokenizers
+from lm.config.errors import ConfigError
+from lm.config.schema import DataConfig
+from lm.data import cleaning, folders, overlap, sources, tokenizers
+from lm.data.sources.digest import hash_of
 from lm.data.spool import TRAIN, VAL, Spool
 from lm.data.store import TokenStore, open_store, write_store
 
-FORMAT = 1  # of the cache; a change makes every corpus be built anew
-PROGRESS_BYTES = 1 << 18  # between two changes of the progress bar
-CLEANING = ("unicode", "lower_case", "squeeze_spaces", "drop_duplicates", "min_chars", "max_chars")
+FORMAT = 2  # of the cache; a change makes every corpus be built anew
+CLEANING = (*cleaning.KEYS, "drop_duplicates", "min_chars", "max_chars")
+REASONS = {  # of documents that are left out
+  "no_text": "without text",
+  "blank": "blank",
+  "short": "under data.min_chars",
+  "long": "over data.max_chars",
+  "duplicate": "seen before",
+}
 SPLIT = ("val_fraction", "val_split")
 
 
@@ -39,6 +43,9 @@ class Corpus:
   train: list[TokenStore]
   val: TokenStore
   counts: dict[str, int]  # documents read, and dropped for which reason
+  special: dict[str, object]  # separator and start token, their ids, and who named them
+  overlap: dict[str, dict[str, int]]  # of each held-out set that was opened, with training
+  sets: dict[str, str]  # fingerprint of each further evaluation set that was opened
   fingerprint: str
   quiet: bool
 
@@ -46,37 +53,62 @@ class Corpus:
   def vocab_size(self) -> int:
     return self.tokenizer.vocab_size
 
-  def extra(self, name_spec: str) -> TokenStore:
+  @property
+  def n_units(self) -> int:
+    """Training tokens of one epoch."""
+    return sum(store.n_tokens for store in self.train)
+
+  def extra(self, entry: str) -> TokenStore:
     """A further evaluation set, "name=source" or "source", cleaned and tokenised like the corpus.
 
     All of the source, in its own order. Of tfds it is the validation split, if there is one.
     """
-    named = re.fullmatch(r"([\w.-]+)=(.+)", name_spec)
-    name, spec = (named[1], named[2]) if named else (name_spec, name_spec)
-    key_name = f"eval.sets={name}" if named else "data"
-    key = _hash(
-      [
-        FORMAT,
-        "extra",
-        sources.identity(spec, self.cfg, "val", key_name),
-        [getattr(self.cfg, field) for field in CLEANING],
-        tokenizers.fingerprint(self.tokenizer),
-      ]
-    )
-    root = _root(self.cfg)
+    name, spec, key_name = sources.split_entry(entry)
+
+    def make_key() -> str:
+      # The corpus is in it for the overlap; tokens depend on its tokenizer alone.
+      content = sources.identity(spec, self.cfg, "val", key_name)
+      return hash_of([FORMAT, "extra", content, self.folder.name, self.fingerprint])
 
     def build(folder: pathlib.Path, track: Callable) -> None:
       spool = Spool(folder)
-      documents = sources.documents(spec, self.cfg, "val", key_name)
+      documents = _read(spec, self.cfg, "val", key_name)
       spool.write([(0, documents)], self.cfg, track(f"reading {name}", None))
       spool.split({0}, set(), self.cfg)
       if next(spool.numbers(VAL), None) is None:
         raise ConfigError(f"{key_name}={spec}: no document is left; check the source and data.*")
       advance = track(f"tokenising {name}", spool.n_bytes(VAL))
       write_store(folder / "val", spool, VAL, spool.numbers(VAL), self.tokenizer, advance)
+      trained = [self.folder / f"train-{i}" for i in range(len(self.train))]
+      found = overlap.measure(trained, folder / "val")
+      _write_counts(folder, {"documents": spool.counts, "overlap": found})
+      check_unchanged(key, make_key(), f"{key_name}={spec}")
 
-    _build_once(root, key, build, self.quiet)
-    return open_store(root / key / "val", name)
+    key = make_key()
+    folder = folders.build_once(folders.open_root(self.cfg.cache_dir), key, build, self.quiet)
+    counts = _read_counts(folder)
+    self.overlap[name] = counts["overlap"]
+    self.say([*_dropped(name, counts["documents"]), overlap.line(name, counts["overlap"])])
+    store = open_store(folder / "val", name)
+    self.sets[name] = store.fingerprint
+    return store
+
+  def say(self, lines: list[str]) -> None:
+    """Prints lines on stderr, unless quiet."""
+    if not self.quiet:
+      print("\n".join(lines), file=sys.stderr)
+
+  @property
+  def notes(self) -> list[str]:
+    """What was left out, which tokens separate documents, what the held-out text shares with training."""
+    special = self.special
+    chosen = (
+      f"separator {special['separator']} (id {special['separator_id']}), start "
+      f"{special['start']} (id {special['start_id']}), by {special['origin']}"
+    )
+    given = tokenizers.KINDS[self.cfg.tokenizer].read is not None
+    lines = [*_dropped("corpus", self.counts), *([chosen] if given else [])]
+    return [*lines, overlap.line("val", self.overlap["val"])]
 
 
 def open_corpus(cfg: DataConfig, quiet: bool = False) -> Corpus:
@@ -89,23 +121,35 @@ def open_corpus(cfg: DataConfig, quiet: bool = False) -> Corpus:
   Raises:
     ConfigError: whatever is wrong with a source or tokenizer; an empty side of the split.
   """
-  root = _root(cfg)
-  key = _hash(
-    [
-      FORMAT,
-      [[sources.identity(spec, cfg, side) for side in _sides(spec, cfg)] for spec in cfg.sources],
-      [getattr(cfg, field) for field in CLEANING + SPLIT],
-      _tokenizer_identity(cfg),
-    ]
-  )
-  _build_once(root, key, lambda folder, track: _build_corpus(folder, cfg, track), quiet)
-  folder = root / key
+
+  def make_key() -> str:
+    return hash_of(
+      [
+        FORMAT,
+        [[sources.identity(spec, cfg, side) for side in _sides(spec, cfg)] for spec in cfg.sources],
+        [getattr(cfg, field) for field in CLEANING + SPLIT],
+        tokenizer_identity(cfg),
+      ]
+    )
+
+  def build(folder: pathlib.Path, track: Callable) -> None:
+    _build_corpus(folder, cfg, track)
+    check_unchanged(key, make_key(), f"data.sources={','.join(cfg.sources)}")
+
+  root, key = folders.open_root(cfg.cache_dir), make_key()
+  is_new = not (root / key).exists()
+  folder = folders.build_once(root, key, build, quiet)
   train = [open_store(folder / f"train-{i}", spec) for i, spec in enumerate(cfg.sources)]
   val = open_store(folder / "val", "val")
   tokenizer = tokenizers.load_tokenizer(folder)
-  counts = json.loads((folder / "counts.json").read_text())
+  counts = _read_counts(folder)
   everything = [tokenizers.fingerprint(tokenizer), *(s.fingerprint for s in (*train, val))]
-  return Corpus(cfg, folder, tokenizer, train, val, counts, _hash(everything), quiet)
+  found = {"val": counts["overlap"]}
+  rest = (counts["documents"], counts["special"], found, {}, hash_of(everything), quiet)
+  corpus = Corpus(cfg, folder, tokenizer, train, val, *rest)
+  if is_new:  # counts.json and run.json keep it
+    corpus.say(corpus.notes)
+  return corpus
 
 
 def describe(corpus: Corpus) -> dict:
@@ -113,12 +157,10 @@ def describe(corpus: Corpus) -> dict:
   stores = [*corpus.train, corpus.val]
   return {
     "fingerprint": corpus.fingerprint,
-    "tokenizer": {
-      "name": corpus.tokenizer.name,
-      "vocab_size": corpus.vocab_size,
-      "fingerprint": tokenizers.fingerprint(corpus.tokenizer),
-    },
+    "tokenizer": tokenizers.describe(corpus.tokenizer, corpus.special),
     "documents": corpus.counts,
+    "overlap": dict(corpus.overlap),
+    "sets": dict(corpus.sets),
     "stores": {
       store.name: {
         "documents": store.n_docs,
@@ -132,10 +174,11 @@ def describe(corpus: Corpus) -> dict:
   }
 
 
-def _tokenizer_identity(cfg: DataConfig) -> list:
+def tokenizer_identity(cfg: DataConfig) -> list:
   """What decides the tokenizer, beside the training text."""
-  if cfg.tokenizer in tokenizers.TRAINED:
-    return [cfg.tokenizer, {"bpe": cfg.vocab_size, "word": cfg.min_freq}.get(cfg.tokenizer)]
+  if tokenizers.is_trained(cfg):
+    read = {**dict.fromkeys(tokenizers.SIZED, cfg.vocab_size), "word": cfg.min_freq}
+    return [cfg.tokenizer, read.get(cfg.tokenizer)]
   return [tokenizers.fingerprint(tokenizers.make_tokenizer(cfg))]
 
 
@@ -150,9 +193,9 @@ def _build_corpus(folder: pathlib.Path, cfg: DataConfig, track: Callable) -> Non
   """Source s is number s of the spool; validation documents it brings are number s + S."""
   n_sources = len(cfg.sources)
   own_val = {s + n_sources for s, spec in enumerate(cfg.sources) if len(_sides(spec, cfg)) == 2}
-  inputs = [(s, sources.documents(spec, cfg, "train")) for s, spec in enumerate(cfg.sources)]
+  inputs = [(s, _read(spec, cfg, "train")) for s, spec in enumerate(cfg.sources)]
   for s in sorted(own_val):
-    inputs.append((s, sources.documents(cfg.sources[s - n_sources], cfg, "val")))
+    inputs.append((s, _read(cfg.sources[s - n_sources], cfg, "val")))
   spool = Spool(folder)
   spool.write(inputs, cfg, track("reading", None))
   held_out = {s for s in range(n_sources) if s + n_sources not in own_val}
@@ -160,7 +203,7 @@ def _build_corpus(folder: pathlib.Path, cfg: DataConfig, track: Callable) -> Non
   _check_sides(spool, cfg)
 
   n_train_bytes = spool.n_bytes(TRAIN)
-  if cfg.tokenizer in tokenizers.TRAINED:
+  if tokenizers.is_trained(cfg):
     advance = track(f"training {cfg.tokenizer} tokenizer", n_train_bytes)
     texts = _tracked(spool, TRAIN, advance)
     tokenizer = tokenizers.make_tokenizer(cfg, texts, n_train_bytes)
@@ -175,7 +218,47 @@ def _build_corpus(folder: pathlib.Path, cfg: DataConfig, track: Callable) -> Non
   # By hash, a prefix of the set is a fair sample of all sources; a tail is a text to be read on.
   order = spool.numbers(VAL) if cfg.val_split == "tail" else spool.numbers_by_hash(VAL)
   write_store(folder / "val", spool, VAL, order, tokenizer, advance)
-  (folder / "counts.json").write_text(json.dumps(spool.counts))
+  trained = [folder / f"train-{s}" for s in range(n_sources)]
+  stored = sum(open_store(store, "train").n_docs for store in (*trained, folder / "val"))
+  dropped = sum(n for why, n in spool.counts.items() if why != "read")
+  cut = sum(spool.sides[doc] == TRAIN | VAL for doc in spool.cut_bytes)  # they are on both sides
+  assert stored - cut == spool.counts["read"] - dropped, (stored, cut, spool.counts)
+  special = tokenizers.special_names(tokenizer)
+  found = overlap.measure(trained, folder / "val")
+  _write_counts(folder, {"documents": spool.counts, "overlap": found, "special": special})
+
+
+def _read(
+  spec: str, cfg: DataConfig, split: str, key: str = "data.sources"
+) -> Iterator[str | None]:
+  """Documents of a source; what the system says of its files is said as of the source."""
+  try:
+    yield from sources.documents(spec, cfg, split, key)
+  except OSError as error:
+    name = error.filename or "a file"
+    raise ConfigError(
+      f"{key}={spec}: {name} cannot be read ({error.strerror or error}); check the source"
+    ) from None
+
+
+def check_unchanged(before: str, after: str, where: str) -> None:
+  """ConfigError where the key of what was read differs from before it was read."""
+  if before != after:
+    raise ConfigError(f"{where}: has changed while it was read; run again when it stays")
+
+
+def _write_counts(folder: pathlib.Path, counts: dict) -> None:
+  (folder / "counts.json").write_text(json.dumps(counts), encoding="utf-8")
+
+
+def _read_counts(folder: pathlib.Path) -> dict:
+  return json.loads((folder / "counts.json").read_text(encoding="utf-8"))
+
+
+def _dropped(name: str, counts: dict[str, int]) -> list[str]:
+  """A line on what was left out, if anything was."""
+  out = ", ".join(f"{n:,} {REASONS[why]}" for why, n in counts.items() if why != "read" and n)
+  return [f"{name}: {counts['read']:,} documents read; left out: {out}"] if out else []
 
 
 def _check_sides(spool: Spool, cfg: DataConfig) -> None:
@@ -200,99 +283,3 @@ def _tracked(spool: Spool, side: int, advance: Callable) -> Iterator[str]:
     for piece in spool.pieces(number, side):
       yield piece.decode()
       advance(len(piece))
-
-
-# --- files ---
-
-
-def _root(cfg: DataConfig) -> pathlib.Path:
-  root = pathlib.Path(cfg.cache_dir).expanduser()
-  try:
-    root.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise ConfigError(
-      f"data.cache_dir={cfg.cache_dir}: cannot be made ({error.strerror}); choose another folder"
-    ) from None
-  return root
-
-
-def _hash(parts: list) -> str:
-  return hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).hexdigest()
-
-
-def _build_once(root: pathlib.Path, key: str, build: Callable, quiet: bool) -> None:
-  """Calls build(folder, track) for root/key unless it exists; one process builds, others wait."""
-  if (root / key).exists():
-    return
-  with _lock(root / f"{key}.lock", quiet):
-    if (root / key).exists():
-      return
-    for leftover in root.glob(f".{key}-*"):  # of a build that was killed
-      shutil.rmtree(leftover, ignore_errors=True)
-    folder = pathlib.Path(tempfile.mkdtemp(prefix=f".{key}-", dir=root))
-    try:
-      with _progress(quiet) as track:
-        build(folder, track)
-      for name in ("text.bin", "docs.bin", "sides.bin"):  # the spool has served
-        (folder / name).unlink(missing_ok=True)
-      folder.chmod(0o755)  # mkdtemp's is private; caches may be shared
-      try:
-        folder.rename(root / key)
-      except OSError:
-        if not (root / key).exists():  # a builder that our lock does not reach came first
-          raise
-    finally:
-      shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _lock(path: pathlib.Path, quiet: bool) -> Iterator[None]:
-  """Held by one process at a time; the system lets go of it when the process dies."""
-  try:
-    import fcntl
-  except ImportError:  # Windows: two builders may both work, and the first to rename wins
-    yield
-    return
-  with open(path, "w") as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-      if not quiet:
-        from rich.console import Console
-
-        Console(stderr=True).print("waiting for another process that is building this corpus")
-      fcntl.flock(file, fcntl.LOCK_EX)
-    yield
-  # The file stays: deleting it would let two processes lock two files of the same name.
-
-
-@contextlib.contextmanager
-def _progress(quiet: bool) -> Iterator[Callable[[str, int | None], Callable[[int], None]]]:
-  """Gives track(label, total) -> advance(amount): bars on stderr, or nothing when quiet."""
-  if quiet:
-    yield lambda label, total: lambda amount: None
-    return
-  from rich import progress
-  from rich.console import Console
-
-  columns = (
-    progress.TextColumn("{task.description}"),
-    progress.BarColumn(),
-    progress.DownloadColumn(),
-    progress.TimeRemainingColumn(),
-  )
-  with progress.Progress(*columns, console=Console(stderr=True)) as bars:
-
-    def track(label: str, total: int | None) -> Callable[[int], None]:
-      task, waiting = bars.add_task(label, total=total), 0
-
-      def advance(amount: int) -> None:
-        nonlocal waiting  # drawing costs more than reading a short document
-        waiting += amount
-        if waiting >= PROGRESS_BYTES:
-          bars.update(task, advance=waiting)
-          waiting = 0
-
-      return advance
-
-    yield track

@@ -25,6 +25,12 @@ def fold(*words: np.ndarray | int) -> np.ndarray:
   return key
 
 
+def uniform(key: np.ndarray, n: int) -> np.ndarray:
+  """float64 [B, n] in [0, 1): the first n numbers that belong to each key, uint64 [B]."""
+  steps = (np.arange(n, dtype=np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+  return (mix(key[:, None] + steps) >> np.uint64(11)) * 2.0**-53
+
+
 def permute(index: np.ndarray, n: int, key: np.ndarray) -> np.ndarray:
   """The place of `index` in a pseudorandom permutation of range(n), in constant memory.
 

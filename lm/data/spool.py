@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from lm.config import DataConfig
+from lm.config.schema import DataConfig
 from lm.data import cleaning
 
 TRAIN, VAL = 1, 2  # sides of the split, bits: the document that a tail split cuts is on both
@@ -46,9 +46,8 @@ class Spool:
         for document in cleaning.cleaned(documents, cfg, self.counts):
           raw = document.encode()
           end += len(raw)
-          digest = int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little")
           text.write(raw)
-          docs.write(pack(end, len(document), digest, number))
+          docs.write(pack(end, len(document), _hash(raw), number))
           advance(len(raw))
     # Plain views of the maps: indexing a memmap object is several times slower.
     if end:
@@ -63,7 +62,12 @@ class Spool:
     """
     n = len(self.docs)
     if n:
-      self.sides = np.memmap(self.folder / "sides.bin", np.uint8, "w+", shape=(n,))
+      with open(self.folder / "sides.bin", "wb") as file:  # a map of a file with holes would be
+        for start in range(
+          0, n, CHUNK
+        ):  # written to where the disk has no room, and the process die
+          file.write(bytes(min(CHUNK, n - start)))
+      self.sides = np.memmap(self.folder / "sides.bin", np.uint8, "r+")
     threshold = np.uint64(int(cfg.val_fraction * 2**64))
     for start in range(0, n, CHUNK):
       docs = self.docs[start : start + CHUNK]
@@ -124,6 +128,13 @@ class Spool:
     start, stop = self._span(number, side)
     return stop - start
 
+  def text_hash(self, number: int, side: int) -> int:
+    """Hash of a document, or of its part on one side."""
+    if number not in self.cut_bytes:
+      return int(self.docs["hash"][number])
+    start, stop = self._span(number, side)
+    return _hash(self.text[start:stop])
+
   def pieces(self, number: int, side: int, cut: bool = True) -> Iterator[bytes]:
     """A document, or its part on one side; if `cut`, in pieces of little more than PIECE_BYTES.
 
@@ -146,6 +157,10 @@ class Spool:
       cut = start + self.cut_bytes[number]
       return (start, cut) if side == TRAIN else (cut, stop)
     return start, stop
+
+
+def _hash(raw: bytes | np.ndarray) -> int:
+  return int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little")
 
 
 def _byte_of_character(raw: np.ndarray, n: int) -> int:

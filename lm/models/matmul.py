@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from lm.sharding import gather, on_one_cpu
+from lm.devices.sharding import gather, on_one_cpu
 
 
 def matmul(

@@ -1,0 +1,544 @@
+"""The commands of `python -m experiments`: what each does and prints."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+
+from experiments.commands.which import (
+  check_root,
+  collect,
+  folder_of,
+  rows_of,
+  save_sweep,
+  select,
+  select_begun,
+  words_for,
+)
+from experiments.ledger import ledger as ledgers
+from experiments.report import tables
+from experiments.report.claims import is_estimate, verdicts
+from experiments.sweep import halving as halvings
+from experiments.sweep import sweep
+from lm.config.errors import ConfigError
+from lm.runs import bucket, rundir
+
+RUN_COLUMNS = {
+  "name": "run", "status": "status", "n_params": "params", "n_tokens": "tokens", "flops": "flops",
+  "step": "step", "steps": "of", "predicted": "predicted", "seconds": "time",
+  "predicted_dollars": "USD predicted", "dollars": "USD", "loss": "val loss", "bpb": "bits/byte",
+  "tokens_per_sec": "tokens/s", "reason": "reason",
+}  # fmt: skip
+PLAN_COLUMNS = {
+  "name": "run", "n_params": "params", "n_params_non_embedding": "non-emb", "n_tokens": "tokens",
+  "tokens_per_param": "tok/param", "flops_6ND": "6ND", "flops_6ND_nonembedding": "6ND non-emb",
+  "flops_exact": "exact", "bytes": "memory", "seconds": "time", "dollars": "USD", "epochs": "epochs",
+  "batch_tokens": "batch", "lr": "lr",
+}  # fmt: skip
+
+
+# ---- Commands ------------------------------------------------------------------------------------
+
+
+def list_(options) -> None:
+  found = sweep.find_experiments()
+  if options.json:
+    print_json(found)
+    return
+  tables.show([{"name": n, "question": q} for n, q in found.items()], ("name", "question"))
+
+
+def plan(options) -> int:
+  return _design(options) if options.design is not None else show_plan(options, select(options))
+
+
+def show_plan(
+  options,
+  experiment: sweep.Experiment,
+  notes: Sequence[str] = (),
+  refused: Sequence[str] = (),
+) -> int:
+  """Prints the plan of an experiment; `notes` and `refused` are what else is to be said of it."""
+  from experiments.launch import slots as places
+  from experiments.launch import throughput
+  from experiments.quote import cost as plans
+
+  members = sweep.resolve_runs(experiment.runs, folder_of(options, experiment))
+  if options.branch:
+    branches = _branches(experiment, members)
+    members, notes = branches.members, [*notes, branches.words()]
+  slots = [places.Slot({}, None)]
+  if options.chip:
+    speed = throughput.from_chip(options.chip, options.mfu or 0.4, members[0].cfg.model.dtype)
+  elif options.probe == "never":
+    speed = None
+  else:
+    slots = _backend(options, experiment, members).slots
+    speed = throughput.measured(members, slots[0], options.probe == "again")
+  rows = plans.quote(members, speed)
+  total = plans.totals(rows, len(slots))
+  checked = plans.check_design(experiment, rows)
+  refusals = [*refused, *(why for severity, why in checked if severity == "refuse")]
+  warnings = plans.warnings(experiment, rows, speed)
+  warnings += [why for severity, why in checked if severity == "warn"]
+  if options.json:
+    said = {"notes": list(notes)} if notes else {}
+    print_json({"runs": rows, "total": total, **said, "warnings": warnings, "refusals": refusals})
+    return 2 if refusals else 0
+  columns = [k for k in PLAN_COLUMNS if any(row.get(k) is not None for row in rows)]
+  tables.show(rows, {k: PLAN_COLUMNS[k] for k in columns}, experiment.question)
+  rungs = experiment.halving and halvings.Rungs(members, experiment.halving)
+  print(_total_line(total, speed, rungs))
+  for note in notes:
+    print(note)
+  for warning in warnings:
+    print(f"warning: {warning}")
+  for refusal in refusals:
+    print(f"refused: {refusal}")
+  return 2 if refusals else 0
+
+
+def run(options) -> int:
+  return train(options, select(options))
+
+
+def train(options, experiment: sweep.Experiment, quiet: bool = False) -> int:
+  """Trains what an experiment lacks, prints its rows unless `quiet`, and returns the exit code."""
+  from experiments.launch import loop
+  from experiments.report import live
+
+  folder = folder_of(options, experiment)
+  members = sweep.resolve_runs(experiment.runs, folder)
+  for member in members:
+    sweep.open_data(member.cfg)  # tokenised once, before many workers ask for it
+  if experiment.law and not options.force:
+    _refuse_unsound(experiment, members)
+  check_root(options)
+  backend = _backend(options, experiment, members)
+  if _is_remote(options):
+    return _run_remote(options, experiment, members, backend)
+  wanted, begin = lambda rows: members, lambda member: None
+  if experiment.halving:
+    rungs = halvings.Rungs(members, experiment.halving)
+    wanted, begin = rungs.wanted, rungs.begin
+  if options.branch:
+    branches = _branches(experiment, members)
+    members, wanted, begin = branches.members, branches.wanted, branches.begin
+  if options.optuna:
+    if experiment.halving or options.branch:
+      other = "halved" if experiment.halving else "branched"
+      raise ConfigError(f"optuna=...: cannot be {other} too; leave one of the two out")
+    from experiments.launch.optuna_study import Study
+
+    at_once = min(backend.room(0), options.workers or 4)
+    wanted = Study(experiment, options.optuna, folder, at_once, options.seed).wanted
+  if options.dry_run:
+    print(backend.dry_run([m for m in wanted({}) if not rundir.is_done(m.workdir, m.cfg)]))
+    return 0
+  if options.config:
+    save_sweep(folder, options)
+  with live.Watch(experiment.name) as watch:
+    rows, interrupted = loop.launch(
+      wanted,
+      backend,
+      watch,
+      options.retry,
+      begin,
+      wait=not options.detach,
+      predict=_prediction(backend, members),
+    )
+  in_trial = (
+    "WANDB_SWEEP_ID" in os.environ
+  )  # an agent's: its W&B run is the run's, not the report's
+  if options.wandb and not in_trial and any(row["status"] == "done" for row in rows.values()):
+    from experiments.report import mirror
+    from experiments.report import report as reports
+
+    if options.optuna:
+      experiment = select_begun(options)
+    ledger = rows_of(experiment, options.root)
+    page = reports.write_report(experiment, ledger, str(folder / "report.html"))
+    mirror.mirror_report(experiment, ledger, page)
+  if quiet:
+    pass
+  elif options.json:
+    print_json({"runs": list(rows.values()), "interrupted": interrupted})
+  else:
+    _print_runs(list(rows.values()))
+    print(_advice(options, experiment, rows))
+  if interrupted:
+    return 130
+  well = ("done", "queued", "running") if options.detach else ("done",)
+  return int(any(row["status"] not in well for row in rows.values()))
+
+
+def status(options) -> None:
+  rows = _standing(options, collect(options)).where(*options.where)
+  if options.sort:
+    rows = rows.sort(options.sort, options.reverse)
+  if options.export:
+    ledgers.export(rows, options.export)
+    print(f"{len(rows)} runs written to {options.export}", file=sys.stderr)
+  if options.noise:
+    from experiments.ledger import compare as comparing
+
+    facts = comparing.noise_facts(list(rows.done()))
+    if options.json:
+      print_json(facts)
+    else:
+      tables.show([{"what": k, "value": v} for k, v in facts.items()], ("what", "value"))
+    return
+  if options.group_by:
+    keys = options.group_by.split(",")
+    grouped = rows.done().summary(*keys, value=options.value)
+    if options.json:
+      print_json(grouped)
+    else:
+      tables.show(grouped, [*keys, "n", "mean", "std", "min", "best"])
+    return
+  if options.json:
+    print_json([{k: v for k, v in row.items() if k != "curve"} for row in rows])
+    return
+  columns = options.columns.split(",") if options.columns else None
+  for column in columns or ():
+    rows.column(column)
+  _print_runs(list(rows), columns)
+  for mismatch in rows.mismatches():
+    print(f"warning: {mismatch}")
+
+
+def fit(options) -> None:
+  from experiments.ledger import fits
+
+  asked, names, law = fits.settings(options), fits.column_names(options), options.law
+  law = law or "chinchilla"
+  fits.check_curves(options, asked)
+  if options.curves:
+    results = {"curves": fits.fit_curves(options.curves, options.predict, options.law)}
+  elif options.csv:
+    units = fits.units(options.unit)
+    found = fits.fit_csv(options.csv, law, names, options.where, units, options.decimal, **asked)
+    results = {"fit": found, **fits.counted_otherwise(found, asked, fits.counts(options))}
+  else:
+    experiment = select_begun(options)
+    rows = collect(options).where(*options.where).done()
+    if options.law or not experiment.analyse:
+      found = fits.fit_ledger(rows, law, names, **asked)
+      results = {"fit": found, **fits.counted_otherwise(found, asked, fits.counts(options))}
+    else:
+      fits.refuse_settings(asked, experiment.name)
+      results = _analyse(experiment, rows)
+  if options.json:
+    print_json(results)
+    return
+  print_results(results)
+  if not (options.csv or options.curves) and experiment.claims and not options.law:
+    print()
+    columns = ("what", "claimed", "source", "ours", "verdict", "why")
+    tables.show(verdicts(experiment.claims, results), columns, "claims")
+
+
+def report(options) -> None:
+  from experiments.report import foreign, mirror, paper
+  from experiments.report import report as reports
+
+  if options.style:
+    paper.check_style(options.style)
+  if options.csv or options.wandb_offline:
+    out = options.out or "report.html"
+    with bucket.written("out", out) as path:
+      _foreign_report(options, foreign, str(path))
+    print_path(options, out)
+    return
+  experiment = select_begun(options)
+  folder = folder_of(options, experiment)
+  rows = collect(options).where(*options.where)
+  out = options.out or f"{options.root.rstrip('/')}/{experiment.name}/report.html"
+  command = reports.sweep_command(folder / "sweep.json")
+  with bucket.written("out", out) as path:
+    reports.write_report(experiment, rows, str(path), options.style, command)
+    if options.wandb:
+      mirror.mirror_report(experiment, rows, path)
+  print_path(options, out)
+
+
+def _foreign_report(options, foreign, out: str) -> None:
+  """The page on a table or on offline W&B runs."""
+  from experiments.ledger import fits
+
+  names = {
+    ours: getattr(options, o) for o, ours in fits.COLUMN_OPTIONS.items() if getattr(options, o)
+  }
+  asked = {"where": options.where, "scale": fits.units(options.unit), "style": options.style}
+  if options.n_boot is not None:
+    asked["n_boot"] = options.n_boot
+  if options.csv:
+    foreign.write_csv_report(options.csv, out, names, **asked)
+  else:
+    foreign.write_wandb_report(options.wandb_offline, out, names, **asked)
+
+
+def print_path(options, path: str | pathlib.Path) -> None:
+  print_json({"report": str(path)}) if options.json else print(path)
+
+
+def compare(options) -> None:
+  from experiments.ledger import compare as comparing
+
+  roots = options.runs
+  if len(roots) > 1:  # runs/NAME/* names the files there, too
+    others = [r for r in roots if pathlib.Path(r).is_file() and not r.endswith(".jsonl")]
+    roots = [r for r in roots if r not in others]
+    for other in others:
+      print(f"left out: {other} is a file, not a run directory", file=sys.stderr)
+  rows = comparing.with_names(ledgers.read_ledger(*roots))
+  result = comparing.compare(rows, options.x, options.smooth)
+  if options.out:
+    from experiments.report import report as reports
+
+    print(reports.write_comparison(rows, result, options.out), file=sys.stderr)
+  if options.json:
+    print_json(result)
+    return
+  tables.show_comparison(result, options.x)
+
+
+def show(options) -> None:
+  rows = list(ledgers.read_ledger(options.run))
+  if len(rows) != 1:
+    count = f"{len(rows)} runs" if rows else "no run"
+    hint = f", for example {rows[0].get('path', rows[0]['name'])}" if rows else ""
+    raise ConfigError(f"run={options.run}: holds {count}; name one run directory{hint}")
+  row = {k: v for k, v in rows[0].items() if k != "curve"}
+  if options.json:
+    print_json(row)
+    return
+  tables.show([{"key": k, "value": tables.cell(k, v)} for k, v in row.items()], ("key", "value"))
+
+
+def board(options) -> None:
+  from experiments.report import board as boards
+
+  if options.serve:
+    boards.serve(options.root, options.serve)
+    return
+  rows = ledgers.read_ledger(options.root)
+  with bucket.written("out", options.out) as path:
+    boards.write_board(rows, str(path))
+  print_json({"board": options.out}) if options.json else print(options.out)
+
+
+# ---- What the commands share ---------------------------------------------------------------------
+
+
+def print_results(results: Mapping[str, object]) -> None:
+  """Estimates in one table, then every other result as a table or text of its own."""
+  numbers = [
+    {"what": what, "value": r.value, **dict(zip(("low", "high"), r.interval or (), strict=False))}
+    for what, r in results.items()
+    if is_estimate(r)
+  ]
+  if numbers:
+    tables.show(numbers, {"what": "", "value": "value", "low": "95 % low", "high": "high"})
+  from experiments.ledger import fits
+
+  for what, result in fits.flatten(results).items():
+    if is_estimate(result):
+      continue
+    print()
+    if isinstance(result, list) and result and isinstance(result[0], Mapping):
+      tables.show(result, list(result[0]), what)
+    elif hasattr(result, "summary"):
+      print(f"{what}: {result.summary()}")
+    else:
+      print(f"{what}: {result}")
+
+
+def _analyse(experiment: sweep.Experiment, rows: ledgers.Ledger) -> Mapping[str, object]:
+  if not len(rows):
+    raise ConfigError(
+      f"runs=0: no run of {experiment.name} is done; "
+      f"train them with python -m experiments run {experiment.name}"
+    )
+  try:
+    return experiment.analyse(rows)
+  except ValueError as error:  # too few runs, a missing column, a degenerate design
+    raise ConfigError(str(error)) from error
+
+
+def _branches(experiment: sweep.Experiment, members):
+  """The runs as branches of shared trunks; ConfigError with halving, which orders runs itself."""
+  from experiments.sweep.branch import Branches
+
+  if experiment.halving:
+    raise ConfigError("branch=True: halving shares trunks by itself; leave one of the two out")
+  return Branches(members)
+
+
+def _backend(options, experiment: sweep.Experiment, members):
+  """The back end that --on names, ready to take jobs; ConfigError where it cannot be used."""
+  from experiments.launch import backends
+  from experiments.launch.jobs import Asked
+
+  row, words = backends.find(options.on, options.with_)
+  settings = {"log.wandb": "disabled"}
+  if getattr(options, "wandb", False):
+    settings = {"log.wandb": "auto", "log.wandb_group": experiment.name}
+  asked = Asked(
+    experiment=experiment.name,
+    folder=f"{options.root.rstrip('/')}/{experiment.name}",
+    settings=settings,
+    workers=options.workers,
+    stack=options.stack,
+    words=words,
+    question=experiment.question,
+    dry_run=getattr(options, "dry_run", False),
+  )
+  return row.make(asked, members)
+
+
+def _standing(options, rows: ledgers.Ledger) -> ledgers.Ledger:
+  """The rows, with how the jobs stand that are at work somewhere."""
+  from experiments.launch import backends, cloud, standing
+  from experiments.launch.jobs import Asked, Ticket
+
+  if options.ledger:
+    return rows
+  experiment = select(options)
+  folder, named = f"{options.root.rstrip('/')}/{experiment.name}", None
+  if options.on:
+    row, _ = backends.find(options.on)
+    if row.remote:
+      members = {
+        m.name: m for m in sweep.resolve_runs(experiment.runs, folder_of(options, experiment))
+      }
+      asked = Asked(experiment.name, folder)
+      named = lambda found: (
+        Ticket(options.on, cloud.job_name(asked, [members[found["name"]]]), "", 0.0)
+        if found["name"] in members
+        else None
+      )
+  rows, silent = standing.look(rows.rows, folder, named)
+  for sentence in silent:
+    print(f"warning: {sentence}", file=sys.stderr)
+  return ledgers.Ledger(tuple(rows))
+
+
+def _prediction(backend, members):
+  """Seconds a run should take, from what earlier probes of this machine found; None where unknown."""
+  from experiments.launch import throughput
+
+  speed = throughput.remembered(members[0], backend.slots[0]) if backend.stays else None
+  return lambda member: speed and speed.seconds(member.cfg)
+
+
+def _is_remote(options) -> bool:
+  """Whether the back end keeps its runs in a bucket."""
+  from experiments.launch import backends
+
+  return backends.BACKENDS[options.on].remote
+
+
+def _run_remote(options, experiment: sweep.Experiment, members, backend) -> int:
+  """Submits what is missing to an engine in the cloud and returns; `status` follows it."""
+  from experiments.launch import cloud
+
+  if experiment.halving or options.optuna or options.branch:
+    what = "halve" if experiment.halving else "branch" if options.branch else "search"
+    raise ConfigError(
+      f"on={options.on}: cannot {what}, as nobody stays to say what comes next; use --on slurm or local"
+    )
+  if options.dry_run:
+    print(backend.dry_run(members))
+    return 0
+  rows = cloud.submit_missing(backend.asked, members, backend, options.retry)
+  if options.json:
+    print_json({"runs": list(rows.values())})
+  else:
+    _print_runs(list(rows.values()))
+    words = (
+      f"{words_for(options, experiment)} --on {options.on}" if options.name else "(same options)"
+    )
+    print(f"follow them with: python -m experiments status {words}")
+  return int(any(row["status"] not in ("done", "queued", "running") for row in rows.values()))
+
+
+def _design(options) -> int:
+  from experiments.laws import design
+
+  try:
+    proposal = design.propose_design(options.design)
+  except ValueError as error:
+    raise ConfigError(str(error)) from error
+  print_json(proposal) if options.json else print(proposal.summary())
+  return 0
+
+
+def _refuse_unsound(experiment: sweep.Experiment, members) -> None:
+  from experiments.quote import cost as plans
+
+  for severity, why in plans.check_design(experiment, plans.quote(members, None)):
+    if severity == "refuse":
+      raise ConfigError(f"law={experiment.law}: {why}; or run it all the same with --force")
+
+
+def _total_line(total: Mapping, speed, rungs) -> str:
+  parts = [
+    f"{total['runs']} runs", f"{tables.count(total['n_tokens'])} tokens",
+    ", ".join(f"{total[f'flops_{c}']:.3g} FLOPs ({c})" for c in ("6ND", "exact")),
+    f"at most {tables.size(total['max_bytes'])} a device",
+  ]  # fmt: skip
+  if total["seconds"] is not None:
+    workers = f" with {total['workers']} processes" if total["workers"] > 1 else ""
+    parts.append(f"{tables.duration(total['elapsed'])}{workers} ({speed.where})")
+  if total["dollars"] is not None:
+    parts.append(f"{total['dollars']:,.2f} USD")
+  if rungs:
+    parts.append(rungs.words())
+  return "in all: " + "; ".join(parts)
+
+
+def _print_runs(rows: list[Mapping], columns: list[str] | None = None) -> None:
+  if columns is None:
+    columns = [k for k in RUN_COLUMNS if any(row.get(k) not in (None, "") for row in rows)]
+  elif "name" not in columns:
+    columns = ["name", *columns]
+  tables.show(rows, {k: RUN_COLUMNS.get(k, k) for k in columns})
+
+
+def _advice(options, experiment, rows: Mapping[str, Mapping]) -> str:
+  me = f"python -m experiments {{}} {words_for(options, experiment)}"
+  left = [row["status"] for row in rows.values() if row["status"] != "done"]
+  if "unreadable" in left:
+    return "damaged runs are left alone: delete their directories and run the same command again"
+  if "failed" in left:
+    return f"failed runs are started again by: {me.format('run')} --retry"
+  if left:
+    return f"{len(left)} left; go on with: {me.format('run')}"
+  done = "the run is" if len(rows) == 1 else f"all {len(rows)} runs are"
+  return f"{done} done; next: {me.format('report')}"
+
+
+def print_json(value: object) -> None:
+  print(json.dumps(_as_json(value), indent=2))
+
+
+def _as_json(value: object) -> object:
+  """What JSON can hold: dataclasses as objects, arrays as lists, NaN and infinities as null."""
+  if hasattr(value, "to_json"):
+    return _as_json(value.to_json())
+  if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    return {f.name: _as_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+  if isinstance(value, Mapping):
+    return {str(k): _as_json(v) for k, v in value.items()}
+  if hasattr(value, "tolist"):
+    return _as_json(value.tolist())
+  if isinstance(value, list | tuple):
+    return [_as_json(v) for v in value]
+  if isinstance(value, float) and (value != value or abs(value) == float("inf")):
+    return None
+  if value is None or isinstance(value, bool | int | float | str):
+    return value
+  return str(value)

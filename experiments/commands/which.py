@@ -1,0 +1,184 @@
+"""Which experiment a command line means, and where its runs and their rows are."""
+
+import dataclasses
+import json
+import pathlib
+import shlex
+from typing import Any
+
+from experiments.ledger import ledger as ledgers
+from experiments.race import judge, recipes
+from experiments.sweep import halving as halvings
+from experiments.sweep import search, sweep
+from lm.config.errors import ConfigError
+from lm.files import write_json
+
+
+def select(options) -> sweep.Experiment:
+  """The experiment that the options name or describe, with --set and --only applied."""
+  described = [o for o in ("grid", "random", "halving", "save_as") if getattr(options, o)]
+  if options.config and options.name:
+    raise ConfigError(
+      f"config={options.config}: an experiment file has its own configs; leave out {options.name}, "
+      "or name the sweep with --save_as"
+    )
+  if described and not options.config:
+    raise ConfigError(f"{described[0]}=...: needs --config FILE; for example configs/smoke.py")
+  changes = _pairs(options.set)
+  if options.config:
+    experiment, changes = search.sweep_from_text(**_sweep_spec(options)), {}
+  elif not options.name:
+    raise ConfigError("name=(none): name an experiment (see list), or give --config and --grid")
+  else:
+    saved = pathlib.Path(options.root) / options.name / "sweep.json"
+    if saved.exists() and options.name not in sweep.find_experiments():
+      experiment = _described(_read_sweep(saved), options.name)
+    else:
+      experiment = sweep.load(options.name, options.scale)
+  experiment = sweep.with_overrides(experiment, changes)
+  if options.only:  # at full budget: a few runs that are named have nothing to be halved for
+    experiment = dataclasses.replace(sweep.only(experiment, options.only), halving=None)
+  return experiment
+
+
+def _described(spec: dict, name: str) -> sweep.Experiment:
+  """The experiment that the words of a sweep.json describe: a race, or a sweep."""
+  if "race" in spec:
+    experiment = recipes.from_words(spec["race"], name)
+    settings = spec["race"]["settings"]
+    return dataclasses.replace(experiment, analyse=lambda rows: judge(rows, **settings).results())
+  return search.sweep_from_text(**{**spec, "name": name})
+
+
+def save_race(folder: pathlib.Path, spec: dict) -> None:
+  """Writes the words of a race beside its runs; ConfigError where runs of an earlier one would be lost."""
+  _write_spec(folder, {"race": spec})
+
+
+def read_race(folder: pathlib.Path) -> dict | None:
+  """The words of the race whose runs lie in a folder; None where there is none."""
+  file = folder / "sweep.json"
+  race = _read_sweep(file).get("race") if file.exists() else None
+  return race if isinstance(race, dict) else None
+
+
+def check_root(options) -> None:
+  """ConfigError where runs are to be trained in a bucket by a back end that keeps them on this machine."""
+  from experiments.launch import backends
+
+  if "://" in options.root and not backends.find(options.on)[0].remote:
+    raise ConfigError(
+      f"root={options.root}: runs of --on {options.on} lie on this machine; use a path, or train them "
+      "elsewhere, as with --on skypilot"
+    )
+
+
+def folder_of(options, experiment: sweep.Experiment) -> pathlib.Path:
+  """Where the experiment's run directories are."""
+  return pathlib.Path(options.root) / experiment.name
+
+
+def words_for(options, experiment: sweep.Experiment) -> str:
+  """What names this experiment on a later command line; a sweep that was described goes by its name."""
+  words = [options.name or experiment.name]
+  words += ["--scale", options.scale] if options.scale else []
+  words += [w for text in options.set if options.name for w in ("--set", text)]
+  words += ["--root", options.root] if options.root != "runs" else []
+  return shlex.join(words)
+
+
+def select_begun(options) -> sweep.Experiment:
+  """`select`, to be read rather than trained: with the trials of a search for runs, where there was one."""
+  from experiments.launch import optuna_study
+
+  experiment = select(options)
+  return optuna_study.with_trials(experiment, folder_of(options, experiment))
+
+
+def collect(options) -> ledgers.Ledger:
+  """The rows of an experiment's runs, those not begun included, or of a ledger file."""
+  if options.ledger:
+    return ledgers.load_ledger(options.ledger)
+  return rows_of(select_begun(options), options.root)
+
+
+def rows_of(experiment: sweep.Experiment, root: str) -> ledgers.Ledger:
+  """One row for each run that the experiment asks for now; others in its folder do not count."""
+  folder = f"{root.rstrip('/')}/{experiment.name}"
+  found = {}
+  if ledgers.exists(folder):
+    found = {row["name"]: row for row in ledgers.read_ledger(folder)}
+  rows = []
+  for run in experiment.runs:
+    stages = [run]
+    if experiment.halving:
+      member = sweep.resolve_run(run, pathlib.Path(folder))
+      stages = halvings.rung_runs(member, experiment.halving)
+    waiting = {"name": stages[0].name, "status": "waiting", "reason": None}
+    rows += [sweep.checked(s, found[s.name]) for s in stages if s.name in found] or [waiting]
+  return ledgers.Ledger(tuple(rows))
+
+
+def _sweep_spec(options) -> dict[str, object]:
+  return {
+    "config": options.config, "grids": options.grid, "random": options.random,
+    "halving": options.halving, "seed": options.seed, "name": options.save_as,
+    "fixed": _pairs(options.set),
+  }  # fmt: skip
+
+
+def sweep_words(options) -> dict[str, Any] | None:
+  """The words that describe a sweep, given now or saved under its name; None for an experiment file."""
+  if options.config:
+    return _sweep_spec(options)
+  saved = pathlib.Path(options.root) / str(options.name) / "sweep.json"
+  if saved.exists() and options.name not in sweep.find_experiments():
+    spec = _read_sweep(saved)
+    if "race" in spec:
+      raise ConfigError(
+        f"name={options.name}: is a race, which is trained by experiments race or run"
+      )
+    return {**spec, "name": options.name, "fixed": {**spec["fixed"], **_pairs(options.set)}}
+  return None
+
+
+def save_sweep(folder: pathlib.Path, options) -> None:
+  """Writes the words of a sweep beside its runs, so that its name stands for it from now on.
+
+  ConfigError where an earlier sweep of that name has runs that this one lacks: a wider grid replaces
+  a narrower one, and nothing is forgotten.
+  """
+  _write_spec(folder, _sweep_spec(options))
+
+
+def _write_spec(folder: pathlib.Path, spec: dict) -> None:
+  file = folder / "sweep.json"
+  if file.exists():
+    now = {run.name for run in _described(spec, folder.name).runs}
+    lost = [r.name for r in _described(_read_sweep(file), folder.name).runs if r.name not in now]
+    if lost:
+      raise ConfigError(
+        f"save_as={folder.name}: the sweep of that name has runs that this one lacks ({lost[0]}); "
+        f"choose another name, or delete {file}"
+      )
+  folder.mkdir(parents=True, exist_ok=True)
+  write_json(file, spec)
+
+
+def _read_sweep(file: pathlib.Path) -> dict[str, object]:
+  try:
+    return json.loads(file.read_text(encoding="utf-8"))
+  except ValueError:
+    raise ConfigError(
+      f"sweep={file}: is damaged, not JSON; delete it and describe the sweep again with --config"
+    ) from None
+
+
+def _pairs(texts: list[str]) -> dict[str, str]:
+  pairs = {}
+  for text in texts:
+    key, equals, value = text.partition("=")
+    if not equals:
+      raise ConfigError(f"set={text}: must be key=value; for example train.steps=100")
+    pairs[key] = value
+  return pairs

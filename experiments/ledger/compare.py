@@ -1,0 +1,203 @@
+"""Runs side by side: what differs in their configs, where their curves are, how they ended."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from experiments.laws import noise
+from experiments.ledger.ledger import Ledger, is_config_key
+from experiments.ledger.rows import AXES
+from lm.config.errors import ConfigError
+
+SEEDS = ("seed", "data.seed")
+FINAL = (
+  "status",
+  "reason",
+  "n_params",
+  "n_tokens",
+  "flops",
+  "train/loss",
+  "loss",
+  "bpb",
+  "seconds",
+)
+
+
+def with_names(rows: Sequence[Mapping]) -> list[Mapping]:
+  """The rows, by their paths where names are not unique."""
+  names = [row["name"] for row in rows]
+  return [{**r, "name": r["path"]} if names.count(r["name"]) > 1 else r for r in rows]
+
+
+def config_diff(rows: Sequence[Mapping]) -> dict[str, list]:
+  """{config key: one value a run} of the keys that differ."""
+  ledger = Ledger(tuple(rows))
+  columns = {key: ledger.column(key) for key in ledger.all_keys() if is_config_key(key)}
+  return {key: values for key, values in columns.items() if any(v != values[0] for v in values)}
+
+
+def seed_spread(rows: Sequence[Mapping], metric: str = "loss") -> list[dict[str, object]]:
+  """One entry for each setting: its runs, which differ in seeds only, and mean and std of `metric`."""
+  spread = []
+  for group in _settings(rows):
+    values = [row[metric] for row in group if row.get(metric) is not None]
+    spread.append(
+      {
+        "runs": [row["name"] for row in group],
+        "n": len(values),
+        "mean": statistics.fmean(values) if values else None,
+        "std": statistics.stdev(values) if len(values) > 1 else None,
+      }
+    )
+  return spread
+
+
+def _settings(rows: Sequence[Mapping]) -> list[list[Mapping]]:
+  """The rows by setting: those of one list differ in seeds only."""
+  settings: dict[tuple, list[Mapping]] = {}
+  keys = sorted({k for row in rows for k in row if is_config_key(k) and k not in SEEDS})
+  for row in rows:
+    settings.setdefault(tuple(str(row.get(k)) for k in keys), []).append(row)
+  return list(settings.values())
+
+
+def seed_noise(rows: Sequence[Mapping], metric: str = "loss") -> noise.SeedNoise | None:
+  """The noise of seeds pooled over the settings of finished rows, as a law of N and D where they show one."""
+  groups = []
+  for group in _settings(rows):
+    known = [r for r in group if _finite(r.get(metric)) and r.get("status", "done") == "done"]
+    if known:
+      size = [float(known[0].get(key) or 1.0) for key in ("n_params", "n_tokens")]
+      groups.append(noise.Replicates(tuple(r[metric] for r in known), *size))
+  return noise.seed_noise(groups)
+
+
+def noise_facts(rows: Sequence[Mapping]) -> dict[str, object]:
+  """The seeds' noise of a ledger, and beside it the noise between checkpoints of one run."""
+  found = seed_noise(rows)
+  between = [
+    noise.checkpoint_noise(
+      [v for v in (row.get("curve") or {}).get("eval/val/loss", ()) if v is not None]
+    )
+    for row in rows
+  ]
+  between = [x for x in between if x]
+  proxy = math.exp(statistics.fmean(math.log(x) for x in between)) if between else None
+  return {
+    "seeds": found and found.summary(),
+    "sigma": found and found.pooled,
+    "interval": found and found.pooled_interval,
+    "checkpoints": proxy,
+    "seeds over checkpoints": found.pooled / proxy if found and proxy else None,
+  }
+
+
+def against_first(rows: Sequence[Mapping], metric: str = "loss") -> list[dict[str, object]]:
+  """Every setting against the first: difference, interval, p, and p of all together (Holm)."""
+  groups = [
+    [r for r in group if _finite(r.get(metric)) and r.get("status", "done") == "done"]
+    for group in _settings(rows)
+  ]
+  groups = [group for group in groups if group]
+  if len(groups) < 2:
+    return []
+  pooled = seed_noise(rows, metric)
+  by_seed = [{r.get("seed"): float(r[metric]) for r in group} for group in groups]
+  table = [
+    {"setting": group[0]["name"], "against": groups[0][0]["name"],
+     **noise.difference(by_seed[0], losses, pooled)}
+    for group, losses in zip(groups[1:], by_seed[1:], strict=True)
+  ]  # fmt: skip
+  known = [row for row in table if isinstance(row["p"], float)]
+  for row, p in zip(known, noise.holm([float(str(row["p"])) for row in known]), strict=True):
+    row["p of all (Holm)"] = p
+  return table
+
+
+def _finite(value) -> bool:
+  return isinstance(value, int | float) and math.isfinite(value)
+
+
+def smooth(x: np.ndarray, y: np.ndarray, width: float) -> np.ndarray:
+  """Local straight lines in log10 x, weighted by a Gaussian in the distance along it.
+
+  y_i becomes the value at u_i = log10 x_i of the line that is least in
+  sum_j exp(-(u_j - u_i)^2 / 2 width^2) (y_j - line(u_j))^2: a straight line in log x stays as it is, and
+  neither end lags (Cleveland 1979, without the robust step). Where a value is NaN or infinite the
+  result is that value; it does not spread to its neighbours.
+
+  Args:
+    x: [n], ascending.
+    y: [n].
+    width: standard deviation of the weights, in decades of x; 0 leaves the values as they are.
+  """
+  if not 0 <= width <= 2:
+    raise ConfigError(f"smooth={width}: must be in [0, 2], decades of x; try 0.05")
+  out = np.array(y, np.float64)
+  known = np.flatnonzero(np.isfinite(out) & (np.asarray(x) > 0))
+  if width == 0 or len(known) < 3:
+    return out
+  u, values = np.log10(np.asarray(x, np.float64)[known]), out[known]
+  for i, at in enumerate(u):
+    first, end = np.searchsorted(u, [at - 4 * width, at + 4 * width])
+    far = u[first:end] - at
+    weight = np.exp(-0.5 * (far / width) ** 2)
+    s0, s1, s2 = (np.sum(weight * far**k) for k in range(3))
+    t0, t1 = (np.sum(weight * values[first:end] * far**k) for k in range(2))
+    spread = s0 * s2 - s1**2
+    out[known[i]] = (s2 * t0 - s1 * t1) / spread if spread > 1e-9 * s0**2 * width**2 else t0 / s0
+  return out
+
+
+def curve_of(
+  row: Mapping, x: str, y: str = "train/loss", width: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
+  """(x, y) of a row's curve where both are known, y smoothed."""
+  if x not in AXES:
+    raise ConfigError(f"x={x}: must be one of {', '.join(AXES)}; use tokens")
+  curve = row.get("curve") or {}
+  pairs = zip(curve.get(x, ()), curve.get(y, ()), strict=True)
+  points = np.array([(a, b) for a, b in pairs if a is not None and b is not None], np.float64)
+  points = points.reshape(-1, 2)
+  return points[:, 0], smooth(points[:, 0], points[:, 1], width)
+
+
+def overlay(
+  rows: Sequence[Mapping], x: str, y: str = "train/loss", width: float = 0.0, points: int = 8
+) -> list[dict[str, object]]:
+  """The curves read at the same places: one row for each of `points` values of x, a column a run.
+
+  Between records y is interpolated linearly; beyond a run's end it is None.
+  """
+  curves = [curve_of(row, x, y, width) for row in rows]
+  ends = [xs[-1] for xs, _ in curves if len(xs)]
+  if not ends:
+    return []
+  table = []
+  for at in np.linspace(0, max(ends), points + 1)[1:]:
+    cells = {x: float(at)}
+    for row, (xs, ys) in zip(rows, curves, strict=True):
+      inside = len(xs) and xs[0] <= at <= xs[-1] * (1 + 1e-9)
+      cells[row["name"]] = float(np.interp(at, xs, ys)) if inside else None
+    table.append(cells)
+  return table
+
+
+def compare(rows: Sequence[Mapping], x: str = "tokens", width: float = 0.0) -> dict[str, object]:
+  """What `python -m experiments compare` prints: differences, mismatches, curves, ends, seeds."""
+  if len(rows) < 2:
+    raise ConfigError(f"compare={len(rows)} run: needs at least two; name another run directory")
+  rows = with_names(rows)
+  return {
+    "runs": [row["name"] for row in rows],
+    "differences": config_diff(rows),
+    "mismatches": Ledger(tuple(rows)).mismatches(),
+    "train_loss": overlay(rows, x, "train/loss", width),
+    "eval_loss": overlay(rows, x, "eval/val/loss"),
+    "final": [{"name": row["name"], **{k: row.get(k) for k in FINAL}} for row in rows],
+    "seeds": seed_spread(rows),
+    "tests": against_first(rows),
+    "noise": noise_facts(rows),
+  }

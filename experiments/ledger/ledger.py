@@ -1,0 +1,337 @@
+"""The ledger: one flat row for every run, as in experiments.rows, and the questions asked of them.
+
+It is read from run directories wherever they are, or from a small JSON-lines file (`export`), from
+which a report can be made again without the runs.
+"""
+
+import csv
+import dataclasses
+import json
+import math
+import operator
+import posixpath
+import re
+import statistics
+from collections.abc import Iterator, Sequence
+
+from experiments.ledger.rows import (
+  AXES,
+  EXPORTED_BINS,
+  ROW_KEYS,
+  binned,
+  file_system,
+  read_folder,
+  run_folders,
+)
+from lm.config.errors import ConfigError, suggest
+from lm.runs import bucket
+
+PRIVATE = ("path", "host")  # kept out of a ledger that may be published
+EXPORTED_CURVE = (*AXES, "records", "train/loss", "eval/")  # keys, or beginnings of keys
+MUST_AGREE = {
+  "eval_fingerprint": "evaluated on different tokens: their losses do not compare",
+  "tokenizer_fingerprint": "tokenised differently: compare bits per byte, not loss",
+  "data_fingerprint": "trained on different data",
+  "jax": "computed by different versions of jax",
+}
+OPERATORS = {
+  "!=": operator.ne, "<=": operator.le, ">=": operator.ge, "=": operator.eq, "<": operator.lt,
+  ">": operator.gt, "~": lambda value, pattern: bool(re.search(pattern, str(value))),
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Ledger:
+  """Rows, and the few questions asked of them. Immutable: every method returns something new."""
+
+  rows: tuple[dict, ...]
+
+  def __len__(self) -> int:
+    return len(self.rows)
+
+  def __iter__(self) -> Iterator[dict]:
+    return iter(self.rows)
+
+  def all_keys(self) -> list[str]:
+    """Every key that some row has, in order of first appearance."""
+    return list(dict.fromkeys(key for row in self.rows for key in row))
+
+  def column(self, key: str) -> list:
+    """That key of each row; None where a row lacks it. ConfigError if all do."""
+    self._check(key)
+    return [row.get(key) for row in self.rows]
+
+  def columns(self, *keys: str) -> dict[str, "np.ndarray"]:  # noqa: F821
+    """{key: float64 [rows]} for fitting. ConfigError names the first row without a finite number."""
+    import numpy as np
+
+    table = {}
+    for key in keys:
+      values = self.column(key)
+      for row, value in zip(self.rows, values, strict=True):
+        if not isinstance(value, int | float) or not math.isfinite(value):
+          raise ConfigError(
+            f"{key}={value}: run {row['name']} has no number there; leave it out with where()"
+          )
+      table[key] = np.array(values, np.float64)
+    return table
+
+  def __repr__(self) -> str:
+    done = sum(row["status"] == "done" for row in self.rows)
+    return f"Ledger({len(self.rows)} runs, {done} done)"
+
+  def to_pandas(self):
+    """A DataFrame with one row a run and every key as a column, curves left out.
+
+    Raises:
+      ConfigError: pandas is not installed.
+    """
+    try:
+      import pandas
+    except ImportError:
+      raise ConfigError("to_pandas=(): needs pandas; pip install pandas") from None
+    keys = [key for key in self.all_keys() if key != "curve"]
+    return pandas.DataFrame([{key: _flat(row.get(key)) for key in keys} for row in self.rows])
+
+  def done(self) -> "Ledger":
+    """The runs that ended well."""
+    return Ledger(tuple(row for row in self.rows if row["status"] == "done"))
+
+  def where(self, *conditions: str) -> "Ledger":
+    """Rows that meet all of `key=value`, with = != < <= > >= or ~ (regular expression).
+
+    ConfigError on an unknown key or a condition that is none.
+    """
+    rows = self.rows
+    for condition in conditions:
+      key, compare, value = self._parse(condition)
+      rows = tuple(row for row in rows if _holds(compare, row.get(key), value))
+    return Ledger(rows)
+
+  def sort(self, key: str, reverse: bool = False) -> "Ledger":
+    """By that key, smallest first, or largest with `reverse`; rows without it last."""
+    self._check(key)
+    has = [row for row in self.rows if row.get(key) is not None]
+    has.sort(key=lambda row: _order(row[key]), reverse=reverse)
+    return Ledger((*has, *(row for row in self.rows if row.get(key) is None)))
+
+  def groups(self, *keys: str) -> dict[tuple, "Ledger"]:
+    """{values of the keys: their rows}, in order of first appearance."""
+    for key in keys:
+      self._check(key)
+    found = {}
+    for row in self.rows:
+      found.setdefault(tuple(_hashable(row.get(key)) for key in keys), []).append(row)
+    return {values: Ledger(tuple(rows)) for values, rows in found.items()}
+
+  def summary(self, *keys: str, value: str = "loss") -> list[dict]:
+    """One row a group: the keys, n, mean, std and min of `value` where finite, and `best`."""
+    table = []
+    for values, group in self.groups(*keys).items():
+      numbers = [(row[value], row["name"]) for row in group if _is_number(row.get(value))]
+      losses = [number for number, _ in numbers]
+      table.append(
+        {
+          **dict(zip(keys, values, strict=True)),
+          "n": len(losses),
+          "mean": statistics.fmean(losses) if losses else None,
+          "std": statistics.stdev(losses) if len(losses) > 1 else None,
+          "min": min(losses, default=None),
+          "best": min(numbers, default=(None, None))[1],
+        }
+      )
+    return table
+
+  def varied(self) -> list[str]:
+    """Config keys whose value is not the same in all rows; what is derived from others is left out."""
+    derived = ("train.", "eval.every_steps", "checkpoint.every_steps", "data.seed", "mesh.", "log.")
+    keys = [k for k in self.all_keys() if is_config_key(k) and not k.startswith(derived)]
+    return [k for k in keys if len({_hashable(row.get(k)) for row in self.rows}) > 1]
+
+  def mismatches(self) -> list[str]:
+    """One sentence for each fingerprint that not all runs share."""
+    found = []
+    for key, meaning in MUST_AGREE.items():
+      groups = {}
+      for row in self.rows:
+        if row.get(key) is not None:
+          groups.setdefault(row[key], []).append(row["name"])
+      if len(groups) > 1:
+        shown = "; ".join(f"{value}: {_few(names)}" for value, names in groups.items())
+        found.append(f"{key} differs, so these runs are {meaning} ({shown})")
+    return found
+
+  def _check(self, key: str) -> None:
+    known = {*self.all_keys(), *ROW_KEYS}
+    if key not in known:
+      raise ConfigError(f"column={key}: no such column; {suggest(key, sorted(known))}")
+
+  def _parse(self, condition: str):
+    match = re.fullmatch(r"([\w./]+)\s*(!=|<=|>=|=|<|>|~)\s*(.*)", condition)
+    if not match:
+      raise ConfigError(
+        f"where={condition}: must be KEY followed by = != < <= > >= or ~ and a value; "
+        "for example model.width=128"
+      )
+    key, sign, value = match.groups()
+    self._check(key)
+    return key, OPERATORS[sign], value
+
+
+def is_config_key(key: str) -> bool:
+  """Whether a row's key is one of the config's (top-level or dotted)."""
+  return key in ("seed", "extensions", "rules") or ("." in key and "/" not in key)
+
+
+def read_ledger(*roots: str, curves: bool = True) -> Ledger:
+  """Every run directory at or below the roots (paths or URLs), and the rows of ledger files.
+
+  Raises:
+    ConfigError: a root does not exist, or its file system is not installed.
+  """
+  rows = []
+  for root in map(str, roots):
+    if root.endswith(".jsonl"):
+      rows += load_ledger(root).rows
+      continue
+    with bucket.readable("root", root):
+      rows += _read_below(root, curves)
+  return Ledger(tuple(rows))
+
+
+def _read_below(root: str, curves: bool) -> list[dict]:
+  fs, path = file_system(root)
+  fs.invalidate_cache()  # a bucket's listing is remembered, and runs go on
+  if not fs.exists(path):
+    raise ConfigError(f"root={root}: no such directory; run an experiment first or correct it")
+  if fs.isfile(path):
+    raise ConfigError(f"root={root}: is a file; name a run directory, or a ledger (.jsonl)")
+  rows = []
+  for folder in run_folders(fs, path):
+    name = posixpath.relpath(folder, path)
+    row = read_folder(fs, folder, posixpath.basename(folder) if name == "." else name, curves)
+    rows.append({**row, "path": root if name == "." else f"{root.rstrip('/')}/{name}"})
+  return rows
+
+
+def exists(root: str) -> bool:
+  """Whether there is something at a path or URL."""
+  with bucket.readable("root", root):
+    fs, path = file_system(root)
+    fs.invalidate_cache()
+    return fs.exists(path)
+
+
+def export(ledger: Ledger, path: str) -> None:
+  """Writes the ledger (path or URL); its ending chooses .jsonl (reads back), .csv or .parquet.
+
+  In the .jsonl the first line holds what all rows share; curves are binned, machines left out.
+  """
+  with bucket.written("export", path) as local:
+    _export(ledger, str(local))
+
+
+def _export(ledger: Ledger, path: str) -> None:
+  ending = posixpath.splitext(path)[1]
+  flat = [{k: _flat(v) for k, v in row.items() if k != "curve"} for row in ledger.rows]
+  keys = [k for k in ledger.all_keys() if k != "curve"]
+  if ending == ".jsonl":
+    _write_jsonl(ledger, path)
+  elif ending == ".csv":
+    with open(path, "w", newline="", encoding="utf-8") as file:
+      writer = csv.DictWriter(file, keys, lineterminator="\n")
+      writer.writeheader()
+      writer.writerows(flat)
+  elif ending == ".parquet":
+    try:
+      import pyarrow as pa
+      import pyarrow.parquet as pq
+    except ImportError:
+      raise ConfigError(
+        f"export={path}: Parquet needs pyarrow; pip install pyarrow, or export to .csv"
+      ) from None
+    pq.write_table(pa.table({k: _arrow_column([r.get(k) for r in flat]) for k in keys}), path)
+  else:
+    raise ConfigError(f"export={path}: must end in .jsonl, .csv or .parquet; rename it")
+
+
+def load_ledger(path: str) -> Ledger:
+  """The ledger that `export` wrote to a .jsonl file (a path or URL)."""
+  with bucket.readable("ledger", path):
+    fs, place = file_system(path)
+    if not fs.exists(place):
+      raise ConfigError(f"ledger={path}: no such file; export one with status NAME --export {path}")
+    content = fs.cat_file(place)
+  try:
+    lines = [json.loads(line) for line in content.decode().splitlines() if line.strip()]
+    shared = lines[0]["shared"]
+  except (json.JSONDecodeError, KeyError, IndexError, TypeError):
+    raise ConfigError(
+      f"ledger={path}: must be a ledger that status --export wrote; export it again"
+    ) from None
+  return Ledger(tuple({**shared, **row} for row in lines[1:]))
+
+
+def _write_jsonl(ledger: Ledger, path: str) -> None:
+  rows = [{k: v for k, v in row.items() if k not in PRIVATE} for row in ledger.rows]
+  for row in rows:
+    if "curve" in row:
+      curve = {k: v for k, v in row["curve"].items() if k.startswith(EXPORTED_CURVE)}
+      row["curve"] = {
+        k: [_rounded(v, 7 if k.startswith("eval/") else 5) for v in column]
+        for k, column in binned(curve, EXPORTED_BINS).items()
+      }
+  first = rows[0] if len(rows) > 1 else {}
+  shared = {k: v for k, v in first.items() if all(k in r and r[k] == v for r in rows)}
+  with open(path, "w", encoding="utf-8") as file:
+    file.write(json.dumps({"ledger": 1, "shared": shared}) + "\n")
+    for row in rows:
+      file.write(json.dumps({k: v for k, v in row.items() if k not in shared}) + "\n")
+
+
+def _holds(compare, value, text: str) -> bool:
+  """Numbers compare as numbers, all else as text; a row without the key meets only !=."""
+  if compare is OPERATORS["~"]:
+    return value is not None and compare(value, text)
+  if _is_number(value) and not isinstance(value, bool):
+    try:
+      return compare(float(value), float(text.replace("_", "")))
+    except ValueError:
+      return compare is operator.ne
+  if value is None or compare in (operator.eq, operator.ne):
+    same = str(_flat(value)).lower() == text.lower()
+    return same == (compare is operator.eq) and compare in (operator.eq, operator.ne)
+  return compare(str(value), text)
+
+
+def _order(value) -> tuple:
+  return (0, value, "") if _is_number(value) else (1, 0, str(value))
+
+
+def _is_number(value) -> bool:
+  return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _hashable(value):
+  return tuple(value) if isinstance(value, list) else value
+
+
+def _flat(value):
+  return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
+
+
+def _rounded(value, digits: int):
+  """7 digits are what a float32 metric holds."""
+  return float(f"{value:.{digits}g}") if isinstance(value, float) else value
+
+
+def _arrow_column(values: list) -> list:
+  """One type a column: numbers as they are, anything mixed as text."""
+  kinds = {type(v) for v in values if v is not None}
+  if kinds <= {int, float} or len(kinds) == 1:
+    return values
+  return [None if v is None else str(v) for v in values]
+
+
+def _few(names: Sequence[str]) -> str:
+  return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

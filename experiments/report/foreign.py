@@ -1,0 +1,181 @@
+"""A report of anybody's runs: a table (CSV, TSV, JSONL), or a folder of offline Weights & Biases runs."""
+
+import csv
+import io
+import pathlib
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+
+from experiments import laws
+from experiments.ledger import fits
+from experiments.report import answers, law_page, paper, report, report_laws
+from experiments.report.claims import Claim
+from experiments.report.formats import power, short
+from experiments.report.page import Page, Steps, escape
+from experiments.report.wandb_offline import read_offline
+from experiments.sweep.sweep import Experiment
+from lm.config.errors import ConfigError
+
+SLICES, LAW = "a in N* ~ C^a, from isoFLOP slices", "a in N* ~ C^a, from the parametric law"
+CLAIMS = (
+  Claim(
+    SLICES,
+    0.49,
+    "Hoffmann et al. 2022, arXiv:2203.15556, table 2, approach 2",
+    interval=(0.462, 0.534),
+  ),
+  Claim(LAW, 0.513, "Besiroglu et al. 2024, arXiv:2404.10102", tolerance=0.03),
+  Claim(LAW, 0.73, "Kaplan et al. 2020, arXiv:2001.08361, §6.1", tolerance=0.02),
+)
+# Keys under which W&B runs hold what a law needs, first to last, beside the spellings of experiments.laws.
+WANDB_KEYS = {
+  "loss": ("eval/val/loss", "eval/loss", "val/loss", "val_loss", "validation_loss", "eval_loss"),
+  "n_tokens": ("progress/tokens", "n_tokens", "tokens", "train/tokens_seen", "tokens_seen"),
+  "flops": ("progress/flops", "flops", "total_flos"),
+  "n_params": ("parameters.total", "n_params", "num_params", "params", "model.n_params"),
+}
+
+
+def write_csv_report(
+  path: str,
+  out: str,
+  names: Mapping[str, str],
+  where: Sequence[str] = (),
+  scale: Mapping[str, float] | None = None,
+  style: str | None = None,
+  title: str | None = None,
+  n_boot: int = 1000,
+) -> pathlib.Path:
+  """Writes a page on the runs of a table, as `fit` does for text; returns the page's path.
+
+  Args:
+    path: the file.
+    out: the page.
+    names: {our column: theirs}; the others are found by their usual spellings.
+    where: conditions on their columns; other rows are left out and counted.
+    scale: {our column: what one unit of it is}.
+    style: of a paper kit; None for none.
+    title: of the page; the file's name if None.
+    n_boot: bootstrap samples.
+
+  Raises:
+    ConfigError: no such file or column, or a table that carries neither slices nor a law.
+  """
+  page_path = pathlib.Path(out)
+  title = title or pathlib.Path(path).name
+  with Steps(f"report {title}") as steps:
+    try:
+      table = laws.read_table(path, names=names, where=where, scale=scale)
+    except ValueError as error:
+      raise ConfigError(str(error)) from error
+    results, reasons = analyse_table(table, steps, n_boot)
+    if not fits.has_laws(results):
+      raise ConfigError(f"csv={path}: {'; '.join(reasons)}")
+    page = Page(report.clean_figures(page_path), steps)
+    page.answer(answers.of_laws(results))
+    page.section("Findings")
+    for reason in reasons:
+      page.absent(reason)
+    experiment = Experiment(title, "", (), claims=tuple(c for c in CLAIMS if c.what in results))
+    report._findings(page, experiment, results, None)
+    page.section("The table")
+    _table_section(page, table, path)
+    report_laws.add_sections(page, results)
+    link = law_page.write_law_page(law_page.points_of(results), page_path, title)
+    if link:
+      page.html(f'<p><a href="{escape(link.name)}">The law with sliders</a></p>')
+    page.section("How to reproduce this page")
+    page.code([report._command(sys.argv)])
+    if style:
+      paper.write_kit(page, page_path, style, _methods(table, results, reasons, path))
+    head = (
+      f'<header class="title"><div class="kind">Runs of others</div><h1>{escape(title)}</h1>'
+      f"<p>{len(table)} runs · {time.strftime('%d %B %Y')}</p></header>"
+    )
+    return page.write(page_path, title, head, report.FOOTER)
+
+
+def analyse_table(table, steps=lambda step: None, n_boot: int = 1000) -> tuple[dict, list[str]]:
+  """(slices, law and refits under other counts, why any of them is missing)."""
+  results, reasons = {}, []
+  steps("slices of equal compute")
+  try:
+    results["isoFLOP"] = laws.isoflop_fit(table, n_boot=n_boot)
+    results[SLICES] = results["isoFLOP"]["a"]
+  except (ValueError, KeyError) as error:
+    results.pop("isoFLOP", None)
+    reasons.append(f"No slices of equal compute: {error}")
+  steps(f"the parametric law, {n_boot} resamples")
+  try:
+    results["parametric"] = laws.fit_table(table, "chinchilla", n_boot=n_boot)
+    results[LAW] = results["parametric"]["a"]
+    counted = fits.counted_otherwise(results["parametric"], {"n_boot": n_boot}, {})
+    results |= counted
+  except (ValueError, KeyError) as error:
+    reasons.append(f"No parametric law: {error}")
+  return results, reasons
+
+
+def _table_section(page: Page, table, path: str) -> None:
+  rows = [
+    {
+      "ours": ours,
+      "theirs": table.source.get(ours, "derived"),
+      "from": float(min(values)),
+      "to": float(max(values)),
+    }
+    for ours, values in table.columns.items()
+  ]
+  show = lambda v: power(v) if v >= 1e15 else short(v)
+  headings = {
+    "ours": ("column", escape), "theirs": ("read from", escape), "from": ("least", show),
+    "to": ("greatest", show),
+  }  # fmt: skip
+  page.table(rows, headings, f"What was read from {path}: {len(table)} runs.", {"ours": "word"})
+  page.notes(list(table.notes))
+  if table.skipped:
+    page.folded(
+      f"{len(table.skipped)} rows were left out", [f"row {n}: {why}" for n, why in table.skipped]
+    )
+
+
+def _methods(table, results, reasons, path) -> dict[str, list[str]]:
+  left = {}
+  for _, why in table.skipped:
+    left[why] = left.get(why, 0) + 1
+  read = [f"{ours} read from {theirs}" for ours, theirs in table.source.items()]
+  made = [f"{k}: {report_laws.how(f)}" for k, f in results.items() if report_laws.how(f)]
+  return {
+    "Set-up": [f"runs of others, read from {pathlib.Path(path).name}", *table.notes],
+    "Counts": [f"{len(table)} runs", *read],
+    "Exclusions": [f"{n} rows: {why}" for why, n in left.items()] or ["none"],
+    "Fits and intervals": made + reasons,
+    "Commands": [report._command(sys.argv)],
+  }  # fmt: skip
+
+
+# ---- Weights & Biases ----------------------------------------------------------------------------
+
+
+def write_wandb_report(folder: str, out: str, names: Mapping[str, str], **options) -> pathlib.Path:
+  """The same of the offline runs at or below a folder (wandb/offline-run-*/run-*.wandb).
+
+  A run is a row: its config's keys, joined by dots, and the last value of each metric.
+
+  Raises:
+    ConfigError: no such runs, or none with parameters and a loss.
+  """
+  rows = read_offline(folder)
+  keys = list(dict.fromkeys(k for row in rows for k in row))
+  names = {**{ours: k for ours, ks in WANDB_KEYS.items() for k in ks[::-1] if k in keys}, **names}
+  with tempfile.TemporaryDirectory() as place:
+    path = pathlib.Path(place) / "runs.csv"
+    text = io.StringIO()
+    writer = csv.DictWriter(text, keys, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    path.write_text(text.getvalue(), encoding="utf-8")
+    title = f"{len(rows)} runs of {folder}"
+    return write_csv_report(str(path), out, names, title=title, **options)

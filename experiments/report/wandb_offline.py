@@ -1,0 +1,75 @@
+"""Offline Weights & Biases runs as flat rows, read from their run-*.wandb files."""
+
+import json
+import pathlib
+import shlex
+import struct
+from collections.abc import Iterator
+
+from lm.config.errors import ConfigError
+
+BLOCK = 1 << 15  # bytes of a block of a .wandb file
+
+
+def read_offline(folder: str) -> list[dict[str, object]]:
+  """One flat row for each offline run: name, config, last metrics."""
+  root = pathlib.Path(folder)
+  files = sorted(root.rglob("run-*.wandb")) if root.is_dir() else []
+  if not files:
+    raise ConfigError(
+      f"wandb_offline={shlex.quote(folder)}: holds no run-*.wandb file; name a folder with offline runs"
+    )
+  by_id: dict[str, dict] = {}
+  for file in files:  # a resumed run has several
+    row = _read_run(file)
+    if len(row) > 1:  # else nothing has been written yet
+      by_id[row["name"]] = {**by_id.get(row["name"], {}), **row}
+  return list(by_id.values())
+
+
+def _read_run(file: pathlib.Path) -> dict[str, object]:
+  from wandb.proto.wandb_internal_pb2 import Record
+
+  row: dict[str, object] = {"name": file.stem}
+  for data in _log_records(file.read_bytes()):
+    record = Record()
+    record.ParseFromString(data)
+    kind = record.WhichOneof("record_type")
+    if kind == "run":
+      row["name"] = record.run.display_name or record.run.run_id or row["name"]
+      for item in record.run.config.update:
+        _put(row, item.key or ".".join(item.nested_key), json.loads(item.value_json))
+    elif kind == "history":
+      for item in record.history.item:
+        _put(row, item.key or "/".join(item.nested_key), json.loads(item.value_json))
+  return {k: v for k, v in row.items() if not k.startswith("_")}
+
+
+def _log_records(content: bytes) -> Iterator[bytes]:
+  """The records of a .wandb file; one cut short by a kill ends it.
+
+  LevelDB's log format: after a header of 7 bytes, blocks of 32 KiB with pieces of (checksum: 4 bytes,
+  length: 2, kind: 1 whole, 2 first, 3 middle, 4 last, then the data); what is left of a block under 7
+  bytes is empty.
+  """
+  at, held = 7, b""
+  while at + 7 <= len(content):
+    if (room := BLOCK - at % BLOCK) < 7:
+      at += room
+      continue
+    length, kind = struct.unpack_from("<HB", content, at + 4)
+    piece = content[at + 7 : at + 7 + length]
+    if len(piece) < length or kind not in (1, 2, 3, 4):
+      return
+    at += 7 + length
+    held = piece if kind in (1, 2) else held + piece
+    if kind in (1, 4):
+      yield held
+
+
+def _put(row: dict, key: str, value: object) -> None:
+  if isinstance(value, dict):
+    for inner, each in value.items():
+      _put(row, f"{key}.{inner}", each)
+  elif isinstance(value, int | float | str) or value is None:
+    row[key] = value

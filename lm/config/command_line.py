@@ -1,0 +1,93 @@
+"""Command lines: one-line errors with exit code 2, `--config.a.b=value` overrides, stacks of runs."""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+
+from lm.config.errors import ConfigError, suggest
+from lm.config.schema import Config, flatten
+
+
+class Parser(argparse.ArgumentParser):
+  """argparse with one-line errors and exit code 2."""
+
+  def __init__(self, **kwargs):
+    kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+    super().__init__(allow_abbrev=False, **kwargs)
+
+  def error(self, message: str):
+    self.exit(2, f"{self.prog}: {message}; see --help\n")
+
+
+def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+  """Takes `--config.a.b=value` and `--config.a.b value` out of a command line."""
+  rest, overrides = [], {}
+  words = iter(argv)
+  for word in words:
+    if not word.startswith("--config."):
+      rest.append(word)
+      continue
+    key, equals, value = word.removeprefix("--config.").partition("=")
+    if not equals:
+      value = next(words, None)
+      if value is None or value.startswith("--"):
+        raise ConfigError(f"{key}=(nothing): a value must follow; write --config.{key}=VALUE")
+    overrides[key] = value
+  return rest, overrides
+
+
+def read_stack(path: str) -> list[tuple[str, dict[str, object], str]]:
+  """(config, overrides, workdir) for each line {"config", "overrides", "workdir"} of a file."""
+  asked = []
+  for number, line in enumerate(read_text("stack", path).splitlines(), start=1):
+    try:
+      run = json.loads(line)
+      asked.append((run["config"], run["overrides"], run["workdir"]))
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+      raise ConfigError(
+        f"stack={path}: line {number} must be a JSON object with config, overrides and workdir "
+        f"({type(error).__name__}: {error}); correct it"
+      ) from None
+  if not asked:
+    raise ConfigError(f"stack={path}: must hold at least one run; add a line")
+  return asked
+
+
+def read_text(key: str, path: str) -> str:
+  """A file's text, or a ConfigError that names the option it came from."""
+  try:
+    return pathlib.Path(path).read_text(encoding="utf-8")
+  except OSError as error:
+    raise ConfigError(f"{key}={path}: cannot be read ({error.strerror}); check the path") from None
+  except UnicodeDecodeError:
+    raise ConfigError(f"{key}={path}: is no text in UTF-8; convert it") from None
+
+
+def show(cfg: Config, as_json: bool = False) -> str:
+  """A config as `key = value` lines, or as JSON."""
+  if as_json:
+    return json.dumps(dataclasses.asdict(cfg), indent=2)
+  return "\n".join(f"{key} = {value!r}" for key, value in flatten(cfg).items())
+
+
+def reject_unknown(parser: argparse.ArgumentParser, unknown: Sequence[str]) -> None:
+  """One line for the first option the parser does not know."""
+  if unknown:
+    name, _, value = unknown[0].partition("=")
+    options = [option for action in parser._actions for option in action.option_strings]
+    raise ConfigError(f"{name}={value}: no such option; {suggest(name, options)}")
+
+
+def run_main(main: Callable[[Sequence[str]], int | None]) -> None:
+  """Runs a program's main: a ConfigError becomes its one line on stderr and exit code 2."""
+  try:
+    sys.exit(main(sys.argv[1:]))
+  except ConfigError as error:
+    print(error, file=sys.stderr)
+    sys.exit(2)
+  except KeyboardInterrupt:
+    print("interrupted; nothing was lost: run the same command again", file=sys.stderr)
+    sys.exit(130)

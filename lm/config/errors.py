@@ -1,0 +1,66 @@
+"""Bad input: one line worded `key=value: the rule; the remedy`, and the rules that many keys share."""
+
+import difflib
+import math
+from collections.abc import Iterable
+
+
+class ConfigError(ValueError):
+  """Bad input, worded `key=value: the rule; the remedy`. Programs print it and exit with code 2.
+
+  Ends of lines inside a value are shown as \\n, so that the message is one line.
+  """
+
+  def __init__(self, text: object = ""):
+    super().__init__("\\n".join(str(text).splitlines()))
+
+
+def first_line(error: BaseException) -> str:
+  """The error in one line: its first words, or its name where it has none."""
+  lines = str(error).strip().splitlines()
+  return lines[0].strip()[:200] if lines else type(error).__name__
+
+
+def suggest(name: str, names) -> str:
+  """'did you mean X?' for the closest name, else the list of names."""
+  names = list(names)
+  close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+  if not close:  # a key given without its section, or a slip inside a long key
+    tails = {n.rsplit(".", 1)[-1]: n for n in names}
+    close = [tails[t] for t in difflib.get_close_matches(name.rsplit(".", 1)[-1], tails, n=1)]
+  if close:
+    return f"did you mean {close[0]}?"
+  sections = dict.fromkeys(n.split(".")[0] for n in names)
+  return f"choose from {', '.join(sections if len(names) > 20 else names)}"
+
+
+def check_choice(key: str, value: str, options: Iterable[str]) -> None:
+  """ConfigError unless `value` is one of `options`; the remedy is the nearest one."""
+  options = tuple(options)
+  if value not in options:
+    close = difflib.get_close_matches(value, options, n=1, cutoff=0.4)
+    remedy = f"did you mean {close[0]}?" if close else f"use {options[0]}"
+    raise ConfigError(f"{key}={value}: must be one of {', '.join(options)}; {remedy}")
+
+
+def check_divisible(key: str, value: int, divisor: int, what: str) -> None:
+  """ConfigError unless divisor divides value; names the nearest values that would do."""
+  if value % divisor:
+    lower = value - value % divisor
+    nearest = " or ".join(str(v) for v in (lower, lower + divisor) if v)
+    raise ConfigError(f"{key}={value}: must be divisible by {divisor} ({what}); use {nearest}")
+
+
+def check_within(key: str, value: float, interval: str, example: str) -> None:
+  """ConfigError unless the number lies in an interval such as "[0, 1)"; NaN lies in none."""
+  low, high = (float(end) for end in interval[1:-1].split(","))
+  above = value >= low if interval[0] == "[" else value > low
+  below = value <= high if interval[-1] == "]" else value < high
+  if above and below:
+    return
+  if high == math.inf:
+    rule = f"at least {low:.10g}" if interval[0] == "[" else f"greater than {low:.10g}"
+    rule += " and finite" if value == math.inf or value != value else ""
+  else:
+    rule = f"in {interval}"
+  raise ConfigError(f"{key}={value}: must be {rule}; try {example}")

@@ -1,0 +1,210 @@
+"""Config files and config.json as typed dataclasses.
+
+`run_config_file` calls `get_config(ARGUMENT)` of a config file; `to_config` types what it gives, with
+keys changed from the command line; `from_json` reads back what a run saved.
+"""
+
+import dataclasses
+import importlib.util
+import pathlib
+import sys
+import types
+import typing
+from collections.abc import Callable, Mapping
+
+from ml_collections import ConfigDict
+
+from lm.config.errors import ConfigError, suggest
+from lm.config.schema import ABSENT, Config, rules
+
+CHOOSERS = (
+  "extensions",
+  "model.family",
+  "objective.name",
+)  # keys that say which sections there are
+EXAMPLES = {int: "8", float: "1e-3", bool: "True", str: "text", tuple: "a,b"}
+
+
+Sections = Mapping[str, type]  # {"model": its dataclass, ...}
+
+
+def to_config(
+  config_dict: ConfigDict,
+  overrides: Mapping[str, object],
+  sections_of: Callable[[Mapping[str, object]], Sections],
+) -> Config:
+  """Typed dataclasses from a ConfigDict, with overrides by dotted key.
+
+  Args:
+    sections_of: {"model.family": ..., ...} -> the dataclass of every section; it imports extensions.
+  """
+  flat = flatten_nested(config_dict.to_dict())
+  chosen = {key: overrides.get(key, flat.get(key)) for key in CHOOSERS}
+  extensions = _cast("extensions", chosen["extensions"] or (), tuple[str, ...])
+  sections = sections_of({**chosen, "extensions": extensions})
+  fields, known = field_types(sections), rules(sections)
+  for key, value in overrides.items():
+    inside = [field for field in fields if field.startswith(f"{key}.")]
+    if inside:
+      raise ConfigError(f"{key}={value}: is a section; set a key of it, such as {inside[0]}")
+    if key not in fields:
+      raise ConfigError(f"{key}={value}: no such key; {suggest(key, fields)}")
+    flat[key] = value
+  for key in flat:
+    if key not in fields:
+      _refuse_switch(key, overrides, chosen)
+      raise ConfigError(f"{key}={flat[key]}: no such key; {suggest(key, fields)}")
+  for key in fields:
+    if key not in flat:
+      if known[key].neutral is ABSENT:
+        raise ConfigError(
+          f"{key}=(absent): every key must be present; start from configs/default.py"
+        )
+      flat[key] = known[key].neutral
+  return build({key: _cast(key, value, fields[key]) for key, value in flat.items()}, sections)
+
+
+def field_types(sections: Sections) -> dict[str, object]:
+  """{"model.width": int, ...} for every key of these sections and the top level."""
+  found = {}
+  for name, kind in typing.get_type_hints(Config).items():
+    if name in sections:
+      found |= {f"{name}.{k}": t for k, t in typing.get_type_hints(sections[name]).items()}
+    else:
+      found[name] = kind
+  return found
+
+
+def build(flat: Mapping[str, object], sections: Sections) -> Config:
+  """A Config from {"model.width": 128, ...}; the keys are complete and their types right."""
+  made: dict[str, typing.Any] = {key: value for key, value in flat.items() if "." not in key}
+  for name, kind in sections.items():
+    made[name] = kind(**{f.name: flat[f"{name}.{f.name}"] for f in dataclasses.fields(kind)})
+  return Config(**made)
+
+
+def from_json(
+  saved: Mapping[str, object], sections_of: Callable[[Mapping[str, object]], Sections]
+) -> Config:
+  """The Config that `dataclasses.asdict` wrote to config.json.
+
+  A key that came later has its neutral value (lm.config.schema.field).
+
+  Raises:
+    ConfigError: a key is missing that has no neutral value, or one is there that this code does not know.
+  """
+  flat = flatten_nested(saved)
+  sections = sections_of({key: flat.get(key) for key in CHOOSERS})
+  fields, known = field_types(sections), rules(sections)
+  values = {key: rule.neutral for key, rule in known.items() if rule.neutral is not ABSENT} | flat
+  other = "written by another version of this code; check out the commit in run.json"
+  for key in fields:
+    if key not in values:
+      raise ConfigError(f"config.json=(without {key}): {other}")
+  for key in flat:
+    if key not in fields:
+      raise ConfigError(f"config.json=({key}={flat[key]}): no such key here; {other}")
+  return build({key: _cast(key, values[key], fields[key]) for key in fields}, sections)
+
+
+def flatten_nested(nested: Mapping[str, object]) -> dict[str, object]:
+  """{"model": {"width": 128}} as {"model.width": 128}."""
+  flat = {}
+  for key, value in nested.items():
+    if isinstance(value, Mapping):
+      flat |= {f"{key}.{k}": v for k, v in flatten_nested(value).items()}
+    else:
+      flat[key] = value
+  return flat
+
+
+def run_config_file(spec: str) -> ConfigDict:
+  """What `get_config` of FILE[:ARGUMENT] gives; ConfigError for whatever keeps it from that."""
+  path, _, argument = spec.partition(":")
+  file = pathlib.Path(path)
+  if not file.is_file():
+    near = [str(p) for p in sorted(file.parent.glob("*.py")) if p.name != "__init__.py"]
+    raise ConfigError(
+      f"config={path}: no such file; {suggest(path, near or ['configs/default.py'])}"
+    )
+  if file.suffix != ".py":
+    raise ConfigError(f"config={path}: must be a Python file; see configs/default.py")
+  module_spec = importlib.util.spec_from_file_location(f"config_{file.stem}", file)
+  module = importlib.util.module_from_spec(module_spec)
+  root = str(file.resolve().parent.parent)  # so that a config can start from configs.default
+  sys.path.insert(0, root)
+  try:
+    module_spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+      raise ConfigError(f"config={path}: must define get_config(); see configs/default.py")
+    return module.get_config(argument) if argument else module.get_config()
+  except ConfigError:
+    raise
+  except KeyError as error:
+    raise ConfigError(f"config={spec}: {error.args[0]}") from error
+  except Exception as error:
+    text = str(error).splitlines()[0] if str(error) else ""
+    raise ConfigError(
+      f"config={spec}: the file fails with {type(error).__name__}: {text}; run it with python"
+    ) from error
+  finally:
+    sys.path.remove(root)
+
+
+def _refuse_switch(key: str, overrides: Mapping[str, object], chosen: Mapping[str, object]) -> None:
+  """ConfigError where a key of the config file does not fit a family or objective set beside it."""
+  for chooser in CHOOSERS:
+    if chooser in overrides and key.split(".")[0] == chooser.split(".")[0]:
+      raise ConfigError(
+        f"{chooser}={chosen[chooser]}: has no key {key}; start from a config file of "
+        f"{chosen[chooser]} instead"
+      )
+
+
+def _cast(key: str, value: object, kind: object) -> object:
+  """`value` as `kind`; strings from the command line are parsed."""
+  options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+  kind = options[0]
+  if type(None) in options and value in (None, "None", "none"):
+    return None
+  try:
+    return _parse(value, kind)
+  except (ValueError, TypeError, OverflowError):
+    base = typing.get_origin(kind) or kind
+    raise ConfigError(
+      f"{key}={value}: must be {_describe(kind)}; for example --config.{key}={EXAMPLES[base]}"
+    ) from None
+
+
+def _parse(value: object, kind: object) -> object:
+  if typing.get_origin(kind) is tuple:
+    element = typing.get_args(kind)[0]
+    if isinstance(value, str):
+      value = [v.strip() for v in value.strip("()[] ").split(",") if v.strip()]
+      value = [v.strip("\"'") for v in value]
+    return tuple(_parse(v, element) for v in value)
+  if kind is bool:
+    words = {"true": True, "false": False, "1": True, "0": False}
+    if str(value).lower() not in words:
+      raise ValueError
+    return words[str(value).lower()]
+  if isinstance(value, bool):
+    raise TypeError
+  if kind is int:
+    number = float(value) if not isinstance(value, int) else value
+    if isinstance(value, str) and value.strip("+-").replace("_", "").isdigit():
+      return int(value)
+    if number != int(number):
+      raise ValueError
+    return int(number)
+  if kind is float:
+    return float(value)
+  if not isinstance(value, str):
+    raise TypeError
+  return value
+
+
+def _describe(kind: object) -> str:
+  if typing.get_origin(kind) is tuple:
+    return f"a list of {_describe(typing.get_args(kind)[0]).split(' ', 1)[1]}s with commas between"
+  return {int: "an integer", float: "a number", bool: "a boolean", str: "a text"}[kind]

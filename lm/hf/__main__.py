@@ -1,0 +1,69 @@
+"""Models in and out: Hugging Face folders, GGUF files and llama2.c files.
+
+examples:
+  python -m lm.hf import --from gpt2/ --workdir runs/gpt2
+  python -m lm.hf import --from SmolLM2-135M-Instruct.Q4_1.gguf --workdir runs/smollm2
+  python -m lm.hf import --from stories260K.bin --tokenizer tok512.model --workdir runs/stories
+  python -m lm.hf export --workdir runs/default --to exported/
+
+A folder holds config.json, model.safetensors (or shards with their index) and tokenizer files. The
+library `transformers` is not needed. Conversion only renames, transposes, splits and permutes: going
+out and in again gives the same bits. Architectures (model_type): gpt2, llama, mistral, qwen2, qwen3,
+mixtral, starcoder2, gpt_neox, gptj, mpt, phi3, olmo2, gemma2, gemma3_text; the encoder bert and the
+encoder-decoder t5.
+"""
+
+import pathlib
+import shlex
+from collections.abc import Sequence
+
+from lm.config.command_line import Parser, run_main
+from lm.hf.runs import export_run, import_run
+from lm.models.registry import family_of, make_model
+from lm.runs import bucket
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def main(argv: Sequence[str]) -> int:
+  parser = Parser(prog="python -m lm.hf", description=__doc__)
+  verbs = parser.add_subparsers(dest="verb", required=True, parser_class=Parser)
+  take = verbs.add_parser(
+    "import", help="a Hugging Face folder, a .gguf or a .bin of llama2.c becomes a run",
+    epilog="example:\n  python -m lm.hf import --from gpt2/ --workdir runs/gpt2",
+  )  # fmt: skip
+  take.add_argument("--from", dest="source", required=True, help="folder with safetensors, or file")
+  take.add_argument("--workdir", required=True, help="new run directory")
+  take.add_argument("--tokenizer", help="folder or .model file, where --from has no tokenizer")
+  take.add_argument("--config", help="what the source does not say; one that fits if absent")
+  give = verbs.add_parser(
+    "export", help="a run becomes a Hugging Face folder",
+    epilog="example:\n  python -m lm.hf export --workdir runs/default --to exported/",
+  )  # fmt: skip
+  give.add_argument("--workdir", required=True, help="run directory")
+  give.add_argument("--to", dest="folder", required=True, help="folder to write")
+  give.add_argument("--checkpoint", default="best", help="best, latest or a step")
+  give.add_argument("--type", help="model_type; default: that of its import, else what fits")
+  give.add_argument("--dtype", default="float32", choices=DTYPES, help="of the weights")
+  options = parser.parse_args(argv)
+  workdir = pathlib.Path(options.workdir)
+  if options.verb == "import":
+    tokenizer = None if options.tokenizer is None else pathlib.Path(options.tokenizer)
+    cfg = import_run(pathlib.Path(options.source), workdir, options.config, tokenizer)
+    print(f"imported: {workdir} ({cfg.model.depth} layers, width {cfg.model.width})")
+    place = shlex.quote(str(workdir))
+    if family_of(cfg.model).init_cache:
+      print(f'try: python -m lm.generate --workdir {place} --prompt "The "')
+    elif hasattr(make_model(cfg.model), "bidirectional"):
+      print(f'try: python -m lm.embed --workdir {place} --text "A sentence" --text "Another one"')
+  else:
+    folder = pathlib.Path(options.folder)
+    names = export_run(
+      bucket.local(options.workdir), folder, options.checkpoint, options.type, options.dtype
+    )
+    print(f"exported: {folder} ({', '.join(names)})")
+  return 0
+
+
+if __name__ == "__main__":
+  run_main(main)

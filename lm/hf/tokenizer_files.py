@@ -1,0 +1,72 @@
+"""Tokenizer files of a Hugging Face folder, in and out."""
+
+import json
+import pathlib
+import shutil
+from typing import Any
+
+from lm.config.errors import ConfigError
+from lm.data import tokenizers
+
+# data.tokenizer -> the files that make one, the kind that says most first
+KINDS = {
+  "huggingface": ("tokenizer.json",),
+  "gpt2": ("vocab.json", "merges.txt"),
+  "sentencepiece": ("tokenizer.model",),
+  "wordpiece": ("vocab.txt",),
+}
+# What says which of its tokens are special, and how chats are written.
+BESIDE = (*tokenizers.SIDE_FILES, "added_tokens.json", "chat_template.jinja")
+
+
+def find_kind(folder: pathlib.Path) -> tuple[str, tuple[str, ...]]:
+  """(data.tokenizer, its files) of what a folder holds."""
+  for kind, names in KINDS.items():
+    if all((folder / name).is_file() for name in names):
+      return kind, names
+  raise ConfigError(
+    f"from={folder}: has no tokenizer.json, vocab.json with merges.txt, tokenizer.model or vocab.txt; add one"
+  )
+
+
+def copy_in(folder: pathlib.Path, inside: pathlib.Path) -> tuple[str, pathlib.Path]:
+  """Copies a folder's tokenizer; returns (data.tokenizer, data.tokenizer_path)."""
+  kind, names = find_kind(folder)
+  inside.mkdir(parents=True, exist_ok=True)
+  for name in (*names, *BESIDE):
+    if (folder / name).is_file():
+      shutil.copyfile(folder / name, inside / name)
+  return kind, inside if kind == "gpt2" else inside / names[0]
+
+
+def write_tokenizer(
+  tokenizer: tokenizers.Tokenizer, inside: pathlib.Path, folder: pathlib.Path, seq_len: int
+) -> None:
+  """Writes a run's tokenizer as the files that `transformers` reads.
+
+  Args:
+    inside: the run's tokenizer folder; files that an import left there are copied.
+    seq_len: tokens the model takes.
+  """
+  names = [name for files in KINDS.values() for name in files]
+  copied = [name for name in names if (inside / name).is_file()]
+  for name in (*copied, *BESIDE):
+    if (inside / name).is_file() and name != "config.json":
+      shutil.copyfile(inside / name, folder / name)
+  if copied:
+    return
+  if isinstance(tokenizer, tokenizers.SentencePieceTokenizer):
+    (folder / "tokenizer.model").write_bytes(bytes.fromhex(tokenizer.model))
+    return
+  backend = tokenizers.to_library(tokenizer)
+  backend.save(str(folder / "tokenizer.json"))
+  name = lambda token_id: backend.id_to_token(token_id)
+  settings: dict[str, Any] = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "bos_token": name(tokenizer.start_id),
+    "eos_token": name(tokenizer.eot_id),
+    "clean_up_tokenization_spaces": False,
+    "model_max_length": seq_len,
+  }
+  text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+  (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")

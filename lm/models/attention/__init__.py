@@ -1,0 +1,1 @@
+"""Attention: its forms, the blocks they work in, the scores they share."""

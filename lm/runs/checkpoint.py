@@ -1,0 +1,229 @@
+"""Checkpoints of a run's state with orbax: written in the background, atomically, the latest and the best.
+
+Layout: workdir/checkpoints/<step>/, with checksums of its files. Which of them is the best one, metrics.jsonl
+says. A damaged one is never used, nor deleted: it is set aside as checkpoints/damaged-<step>.
+"""
+
+import logging
+import pathlib
+import shlex
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from lm.config.errors import ConfigError, first_line
+from lm.config.schema import CheckpointConfig, Config
+from lm.devices import processes
+from lm.files import read_jsonl
+from lm.runs import manifest, packed
+from lm.runs.metrics import watched
+from lm.runs.rundir import checkpoint_steps, read_config
+
+
+class Checkpointer:
+  """Saves and restores one run's state.
+
+  Args:
+    workdir: the run directory.
+    cfg: how many to keep.
+  """
+
+  def __init__(self, workdir: pathlib.Path, cfg: CheckpointConfig):
+    import orbax.checkpoint as ocp
+
+    self._ocp = ocp
+    folder = self._folder = workdir.resolve() / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    self._kept, self._saving = _Kept(cfg.keep), None
+    options = ocp.CheckpointManagerOptions(
+      preservation_policy=self._kept,
+      async_options=ocp.AsyncOptions(post_finalization_callback=self._write_checksums),
+    )
+    self._manager = ocp.CheckpointManager(folder, options=options)
+
+  def steps(self) -> list[int]:
+    """Complete checkpoints, oldest first."""
+    return sorted(self._manager.all_steps())
+
+  def find_damage(self, step: int) -> str | None:
+    """What is wrong with the checkpoint of a step; None if it is whole or there are no checksums."""
+    return manifest.find_damage(self._folder / str(step))
+
+  def is_verifiable(self, step: int) -> bool:
+    """Whether the checkpoint has checksums."""
+    return manifest.is_verifiable(self._folder / str(step))
+
+  def set_aside(self, step: int) -> pathlib.Path:
+    """Takes a damaged checkpoint out of use; returns where it lies now."""
+    away = self._folder / f"damaged-{step}"
+    if processes.is_leader():
+      number = 1
+      while away.exists():
+        number += 1
+        away = self._folder / f"damaged-{step}-{number}"
+      (self._folder / str(step)).rename(away)
+    processes.wait_for_all(f"set aside {step}")
+    self._manager.reload()
+    return away
+
+  def save(self, state: Any, step: int, best: int | None = None, extra: bool = False) -> None:
+    """Returns when the state has been copied; the copy is written in the background.
+
+    Args:
+      state: what `restore` gives back.
+      step: a step that is saved already is left as it is.
+      best: the step that is kept beside the latest ones.
+      extra: saved for being the best alone; it is not one of the latest ones.
+    """
+    self._kept.best = best
+    if extra:
+      self._kept.extra.add(step)
+    if step not in self._manager.all_steps():
+      self._manager.wait_until_finished()
+      self._saving = step
+      self._manager.save(step, args=self._ocp.args.StandardSave(state), force=True)
+
+  def restore(self, shape: Any, step: int, absent: Mapping[str, Any] | None = None) -> Any:
+    """The state at `step`, laid out as the ShapeDtypeStructs of `shape` say.
+
+    Args:
+      shape: a NamedTuple.
+      absent: values for fields that checkpoints of earlier versions do not hold.
+    """
+    with self._ocp.StandardCheckpointer() as reader:
+      saved = set(reader.metadata(self._folder / str(step) / "default").item_metadata.tree)
+    missing = {k: v for k, v in (absent or {}).items() if k not in saved}
+    if not missing:
+      return self._manager.restore(step, args=self._ocp.args.StandardRestore(shape))
+    wanted = {k: v for k, v in shape._asdict().items() if k not in missing and k in saved}
+    found = self._manager.restore(step, args=self._ocp.args.StandardRestore(wanted))
+    return type(shape)(**{**dict.fromkeys(shape._fields), **found, **missing})
+
+  def wait(self) -> None:
+    """Until everything is on disk."""
+    self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    self.wait()
+    self._manager.close()
+
+  def _write_checksums(self) -> None:
+    """All files of the checkpoint being saved are there; its folder gets its name after this."""
+    if not processes.is_leader():
+      return
+    unfinished = list(self._folder.glob(f"{self._saving}.orbax-checkpoint-tmp*"))
+    newest = max(unfinished, key=lambda p: p.stat().st_mtime_ns, default=None)
+    manifest.write_checksums(newest or self._folder / str(self._saving))
+
+
+class _Kept:
+  """orbax's preservation policy: the latest n that were due, and the best one."""
+
+  def __init__(self, n: int):
+    self.n, self.best = n, None
+    self.extra: set[int] = set()
+
+  def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+    steps = [checkpoint.step for checkpoint in checkpoints]
+    latest = [step for step in steps if step not in self.extra][-self.n :]
+    return [step == self.best or step in latest for step in steps]
+
+
+def load_params(workdir: pathlib.Path, which: str = "best") -> tuple[Any, int]:
+  """(parameters as float32 arrays on the default device, step) of a run, for using the model.
+
+  The moving average is returned where the run kept one. Arguments and errors as of `load_state`.
+  """
+  state, step = load_state(workdir, which)
+  return usable_params(state), step
+
+
+def usable_params(state: Mapping[str, Any]) -> Any:
+  """The weights to use: the moving average where there is one."""
+  return state["params"] if state.get("ema") is None else state["ema"]
+
+
+def load_state(workdir: pathlib.Path, which: str = "best") -> tuple[dict[str, Any], int]:
+  """(the fields of a saved State on the default device, without its optimizer's, step) of a run.
+
+  Args:
+    workdir: the run directory.
+    which: "best" (the latest where no best one is kept), "latest", or a step number.
+
+  Where it is damaged, the newest whole one is taken and a line on stderr says so; a step that is asked for
+  by its number must be whole itself.
+
+  Raises:
+    ConfigError: no run or no such checkpoint there, or none that is whole.
+  """
+  if (workdir / packed.FILE).is_file():
+    params, step = packed.read(workdir)
+    if which not in ("best", "latest", str(step)):
+      raise ConfigError(
+        f"workdir={workdir}: no checkpoint {which} (it holds step {step}, compacted); use that"
+      )
+    return {"extra": {}, "params": jax.device_put(params, jax.local_devices()[0])}, step
+  folder = workdir.resolve() / "checkpoints"
+  steps = sorted(checkpoint_steps(workdir))
+  if which == "best" and steps:
+    step = _best_of(steps, workdir)
+  elif which == "latest" and steps:
+    step = steps[-1]
+  elif which.isdigit() and int(which) in steps:
+    step = int(which)
+  else:
+    held = ", ".join(map(str, steps)) or "none"
+    raise ConfigError(
+      f"workdir={workdir}: no checkpoint {which} (it holds {held}); train first with "
+      f"python train.py --workdir {shlex.quote(str(workdir))}"
+    )
+  others = [] if which.isdigit() else sorted((s for s in steps if s != step), reverse=True)
+  damage = []
+  for tried in (step, *others):
+    why = manifest.find_damage(folder / str(tried))
+    if why is None:
+      try:
+        state = _read_state(folder / str(tried) / "default")
+      except Exception as error:
+        if manifest.is_verifiable(folder / str(tried)):
+          raise  # its files are what was written: the fault is not theirs
+        why = f"cannot be read ({first_line(error)})"
+      else:
+        for line in damage:
+          print(f"{line}; using checkpoint {tried} instead", file=sys.stderr)
+        return {"extra": {}, **state}, tried
+    damage.append(f"{folder / str(tried)}: {why}")
+  raise ConfigError(
+    f"workdir={workdir}: checkpoint {step} is damaged ({damage[0]}), and no other one can be used; "
+    "bring it back from a copy, or train again in another --workdir"
+  )
+
+
+def _read_state(path: pathlib.Path) -> Any:
+  import orbax.checkpoint as ocp
+
+  logging.getLogger("absl").setLevel(logging.ERROR)  # orbax misses metadata that only managers read
+  device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  with ocp.StandardCheckpointer() as checkpointer:
+    saved = checkpointer.metadata(path).item_metadata.tree
+    shape = jax.tree.map(
+      lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=device), dict(saved)
+    )
+    return checkpointer.restore(path, shape)
+
+
+def best_step(records: Iterable[dict], cfg: Config, steps: Iterable[int]) -> int | None:
+  """The step, of those given, whose record has the best value of eval.stop_metric; None if none has it."""
+  metric, sign = cfg.eval.stop_metric, 1 if watched(cfg).better == "lower" else -1
+  values = {r["step"]: sign * float(r[metric]) for r in records if metric in r}
+  return min((step for step in steps if step in values), key=values.get, default=None)
+
+
+def _best_of(steps: Sequence[int], workdir: pathlib.Path) -> int:
+  cfg = read_config(workdir)
+  if not cfg.checkpoint.best:
+    return steps[-1]
+  best = best_step(read_jsonl(workdir / "metrics.jsonl"), cfg, steps)
+  return steps[-1] if best is None else best

@@ -1,0 +1,91 @@
+"""A trained run in hand: its config, module, parameters and tokenizer, for notebooks and scripts."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+
+from lm.config.errors import ConfigError
+from lm.config.schema import Config
+from lm.data.tokenizers import load_tokenizer
+from lm.models.beam import make_beam_search
+from lm.models.decoding import Sampling, make_generator, prompt_ids
+from lm.models.registry import family_of, make_model
+from lm.runs import bucket, rundir
+from lm.runs.checkpoint import load_params
+
+
+class LoadedRun(NamedTuple):
+  """What `load` gives. `model.apply({"params": params}, tokens_BL)` gives a decoder's logits."""
+
+  workdir: pathlib.Path
+  step: int  # of the checkpoint
+  cfg: Config  # resolved
+  model: nn.Module
+  params: Any  # float32, on the default device
+  tokenizer: Any
+
+  def __repr__(self) -> str:
+    size = f"{self.cfg.model.family}, width {self.cfg.model.width}"
+    return f"LoadedRun({bucket.name_of(self.workdir)!r}, step {self.step}: {size})"
+
+  def generate(
+    self,
+    prompts: Sequence[str],
+    tokens: int = 64,
+    temperature: float = 0.8,
+    seed: int = 0,
+    beams: int = 0,
+    length_penalty: float = 1.0,
+  ) -> list[str]:
+    """Continuations of prompts, or what belongs to them as sources; temperature 0 is greedy.
+
+    Args:
+      beams: of a beam search (lm.models.beam), which draws nothing; 0 = draws.
+
+    Raises:
+      ConfigError: a family that does not generate, or prompts that leave no room.
+    """
+    cfg, t = self.cfg.model, self.tokenizer
+    if family_of(cfg).init_cache is None:
+      raise ConfigError(
+        f"model.family={cfg.family}: does not generate text; score it with lm.evaluate"
+      )
+    encoded = [prompt_ids(cfg, t.encode(prompt), t.start_id, t.eot_id) for prompt in prompts]
+    if beams:
+      search = make_beam_search(cfg, tokens, beams, t.vocab_size)
+      found = search(self.params, encoded, length_penalty, t.eot_id, t.start_id)
+      return [t.decode(row[0].ids) for row in found]
+    draw = make_generator(cfg, tokens, n_tokens=t.vocab_size)
+    sampling = Sampling(temperature=float(temperature))
+    return [
+      t.decode(row) for row in draw(self.params, encoded, sampling, seed, t.eot_id, t.start_id)
+    ]
+
+
+def load(workdir: str | pathlib.Path, checkpoint: str = "best") -> LoadedRun:
+  """A run's config, module, parameters and tokenizer.
+
+  Args:
+    workdir: run directory, a path or a bucket's address.
+    checkpoint: "best", "latest" or a step.
+
+  Raises:
+    ConfigError: no such run or checkpoint, or a run whose routers have biases that are no parameters.
+  """
+  workdir = bucket.local(str(workdir))
+  cfg = rundir.read_config(workdir)
+  refuse_router_biases(cfg, "are not read where a model is used by its parameters")
+  params, step = load_params(workdir, checkpoint)
+  tokenizer = load_tokenizer(workdir / "tokenizer")
+  return LoadedRun(workdir, step, cfg, make_model(cfg.model), params, tokenizer)
+
+
+def refuse_router_biases(cfg: Config, why: str) -> None:
+  """ConfigError for a run whose experts are chosen by biases that are state, not parameters."""
+  rate = getattr(cfg.objective, "router_bias_rate", 0.0)
+  if rate:
+    raise ConfigError(
+      f"objective.router_bias_rate={rate}: the biases of this run {why}; score it with python -m lm.evaluate"
+    )

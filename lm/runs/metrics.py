@@ -1,0 +1,47 @@
+"""Every metric that can be logged, its unit, and which one a run is judged by."""
+
+from lm.config.schema import Config
+from lm.objectives.objective import Metric
+from lm.objectives.registry import OBJECTIVES, objective_of
+
+COMMON = {  # whatever the objective
+  "train/tokens": "predicted tokens in this step's batch",
+  "train/skipped": "1 where this step's update was left out, as it was not finite (train.on_nonfinite=skip)",
+  "train/grad_norm": "L2 norm of the gradient, before clipping",
+  "train/param_norm": "L2 norm of the parameters, after the update",
+  "optim/lr": "learning rate of this update: peak_lr * schedule",
+  "optim/kept": "share of the weights of pruned matrices that are left after this update (optim.prune)",
+  "perf/tokens_per_sec": "training tokens per second, without evaluation, saving and compilation",
+  "perf/mfu": "model FLOP/s (exact convention) over the device's peak",
+  "perf/seconds": "wall-clock seconds since the process began",
+  "perf/data_wait": "fraction of step time spent waiting for batches",
+}
+
+
+def all_metrics() -> dict[str, str]:
+  """{key: unit}: those of every objective, and the common ones. `{set}` stands for any evaluation set.
+
+  Where objectives share a name, the first one's unit is said.
+  """
+  found = {}
+  for objective in OBJECTIVES.values():
+    for name, metric in objective.train_metrics.items():
+      found.setdefault(f"train/{name}", metric.unit)
+    for name, metric in objective.eval_metrics.items():
+      found.setdefault(f"eval/{{set}}/{name}", metric.unit)
+  return found | COMMON
+
+
+def check_metric(key: str) -> None:
+  """ValueError unless the key is among `all_metrics`, `{set}` standing for any name."""
+  parts = key.split("/")
+  known = all_metrics()
+  if key not in known and "/".join([parts[0], "{set}", *parts[2:]]) not in known:
+    raise ValueError(
+      f"metric {key} is not in lm.runs.metrics; add it to its objective's metrics with its unit"
+    )
+
+
+def watched(cfg: Config) -> Metric:
+  """The metric that eval.stop_metric names: early stopping, the best checkpoint and ledgers go by it."""
+  return objective_of(cfg.objective).eval_metrics[cfg.eval.stop_metric.rpartition("/")[2]]

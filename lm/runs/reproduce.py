@@ -1,0 +1,142 @@
+"""Trains a run again from its record alone, and says whether the two agree bit for bit.
+
+Compared are the lines of metrics.jsonl and samples.jsonl, and the parameters of the newest checkpoint that
+both have. Other devices, versions or data make a difference likely; they are named.
+"""
+
+import argparse
+import json
+import pathlib
+from collections.abc import Callable, Mapping
+
+import jax
+import numpy as np
+
+from lm.config.errors import ConfigError
+from lm.files import read_lines
+from lm.plan import run_plan
+from lm.runs import rundir
+from lm.runs.checkpoint import load_state
+from lm.setup.resolve import kind_of
+from lm.training.compile_cache import keep_compiled
+
+COMPARED = ("metrics.jsonl", "samples.jsonl")
+SAME = ("device", "n_devices", "versions", "commit", "mesh")  # of run.json, for equal bits
+
+
+def main(
+  options: argparse.Namespace, overrides: Mapping[str, object], train: Callable[..., int]
+) -> int:
+  """`train.py --reproduce RUN [--workdir NEW]`; returns the exit code.
+
+  Raises:
+    ConfigError: settings beside it: a run's record says all of them.
+  """
+  for key in overrides:
+    raise ConfigError(f"{key}={overrides[key]}: a run is reproduced as it is; leave it out")
+  for name in ("stack", "plan", "profile", "accept_new_data", "json"):
+    if getattr(options, name):
+      raise ConfigError(
+        f"reproduce={options.reproduce}: stands alone, beside --workdir; leave out --{name}"
+      )
+  workdir, number = pathlib.Path(options.reproduce), 1
+  again = pathlib.Path(options.workdir or f"{workdir}-reproduced")
+  while not options.workdir and rundir.read_run(again).get("status") == "done":
+    number += 1
+    again = pathlib.Path(f"{workdir}-reproduced-{number}")
+  return reproduce(workdir, again, train, print)
+
+
+def reproduce(
+  workdir: pathlib.Path, again: pathlib.Path, train: Callable[..., int], say: Callable[[str], None]
+) -> int:
+  """0 if the run trained again in `again` equals the one in `workdir`, else 1.
+
+  Args:
+    workdir: a run directory; nothing in it is changed.
+    again: a directory for the new run; one that was begun there is gone on with.
+    train: (configs, run directories, data, plan) -> exit code.
+    say: prints a line.
+
+  Raises:
+    ConfigError: no run there, one that needs other devices, or whose data are not at hand.
+  """
+  cfg, was = rundir.read_config(workdir), rundir.read_run(workdir)
+  if again.resolve() == workdir.resolve():
+    raise ConfigError(f"workdir={again}: is the run to reproduce; choose another --workdir")
+  keep_compiled(cfg.data.cache_dir)
+  needed = int(np.prod(list(vars(cfg.mesh).values())))
+  if needed != jax.device_count():
+    raise ConfigError(
+      f"reproduce={workdir}: was trained on {needed} devices, here are {jax.device_count()}; equal bits need "
+      "as many"
+    )
+  kind = kind_of(cfg)
+  data = kind.open(cfg)
+  kind.sets(data, cfg)  # their fingerprints are part of what describes the data
+  change = rundir.data_change(workdir, kind.describe(data))
+  if change:
+    raise ConfigError(
+      f"reproduce={workdir}: its data are not at hand ({change}); bring them back, or clear data.cache_dir"
+    )
+  code = train([cfg], [again], [data], run_plan.make_plan(cfg, data))
+  if code:
+    return code
+  now = rundir.read_run(again)
+  differences = [
+    f"{key}: {_short(was[key])} there, {_short(now[key])} here"
+    for key in SAME
+    if key in was and was[key] != now.get(key)
+  ]
+  found = [*record_differences(workdir, again), *parameter_differences(workdir, again)]
+  say("")
+  for line in differences:
+    say(f"  differs     {line}")
+  for line in found:
+    say(f"  disagrees   {line}")
+  verdict = "does not agree" if found else "agrees bit for bit"
+  say(f"{workdir}: trained again in {again}, it {verdict}")
+  return 1 if found else 0
+
+
+def record_differences(a: pathlib.Path, b: pathlib.Path) -> list[str]:
+  """The first line of each file in which they differ, up to the end of `a`."""
+  found = []
+  for name in COMPARED:
+    mine, other = read_lines(a / name), read_lines(b / name)
+    for number, line in enumerate(mine):
+      here = other[number] if number < len(other) else None
+      if line != here:
+        found.append(f"{name}, line {number + 1}: {_first_difference(line, here)}")
+        break
+  return found
+
+
+def _first_difference(a: object, b: object) -> str:
+  if not isinstance(a, dict) or not isinstance(b, dict):
+    return f"{_short(a)} there, {_short(b)} here"
+  key = next(k for k in (*a, *b) if a.get(k) != b.get(k) or (k in a) != (k in b))
+  return f"{key} {_short(a.get(key))} there, {_short(b.get(key))} here"
+
+
+def parameter_differences(a: pathlib.Path, b: pathlib.Path) -> list[str]:
+  """The first parameter that differs at the newest step that both have saved."""
+  shared = rundir.checkpoint_steps(a) & rundir.checkpoint_steps(b)
+  if not shared:
+    return []
+  step = str(max(shared))
+  mine, other = (_leaves(load_state(folder, step)[0]["params"]) for folder in (a, b))
+  for name in mine | other:
+    if name not in mine or name not in other or not np.array_equal(mine[name], other[name]):
+      return [f"parameters at step {step}: {name}"]
+  return []
+
+
+def _leaves(tree: Mapping) -> dict[str, np.ndarray]:
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def _short(value: object) -> str:
+  text = json.dumps(value)
+  return text if len(text) < 80 else f"{text[:77]}..."

@@ -1,0 +1,265 @@
+"""A run's directory: what it holds, whose it is, and how the run stands.
+
+config.json says what is computed (its hash is the run's identity), run.json where, when, on what and how
+it ended.
+"""
+
+import dataclasses
+import os
+import pathlib
+import platform
+import shlex
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Collection, Mapping, Sequence
+from importlib import metadata
+
+import jax
+
+from lm.config.errors import ConfigError
+from lm.config.identity import identity, identity_fields
+from lm.config.schema import Config
+from lm.files import read_jsonl, read_object, write_json
+from lm.runs import bucket, manifest
+from lm.runs.metrics import watched
+from lm.setup.load import from_json
+
+# What a reader of run.json counts on, where it is there.
+RUN_TYPES = {
+  "status": str, "reason": str | None, "argv": list, "resumed": list, "final": dict, "data": dict,
+  "host": str, "pid": int, "set_aside": list, "new_data": list,
+  "rewinds": list,
+}  # fmt: skip
+# Keys whose resolved value follows the data where rows are not full.
+OF_DATA = ("train.tokens", "train.tokens_per_param", "train.flops", "train.steps")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "tokenizers")
+
+
+def open_run(workdir: pathlib.Path, cfg: Config, facts: Mapping[str, object]) -> dict:
+  """Makes the directory, or goes on with the run in it; returns run.json's content.
+
+  Args:
+    workdir: run directory; `check_same_run` says whether it is this run's.
+    cfg: resolved config.
+    facts: what else run.json should say (data, counts, mesh).
+
+  Raises:
+    ConfigError: it cannot be written.
+  """
+  earlier, now = read_run(workdir), time.time()
+  make_folder(workdir)
+  run = {
+    "id": identity(cfg),
+    "better": watched(cfg).better,
+    "wandb_id": earlier.get("wandb_id", f"{identity(cfg)}-{uuid.uuid4().hex[:6]}"),
+    "status": "running",
+    "reason": None,
+    "argv": sys.argv,
+    "started": earlier.get("started", now),
+    "resumed": [*earlier.get("resumed", []), now] if earlier else [],
+    "ended": None,
+    **git_state(),
+    "versions": versions(),
+    "host": platform.node(),
+    "pid": os.getpid(),
+    "device": jax.devices()[0].device_kind,
+    "n_devices": jax.device_count(),
+    **facts,
+    "final": earlier.get("final", {}),
+    "set_aside": earlier.get("set_aside", []),
+    "new_data": earlier.get("new_data", []),
+    "rewinds": earlier.get("rewinds", []),
+  }
+  write_json(workdir / "config.json", dataclasses.asdict(cfg))
+  write_json(workdir / "run.json", run)
+  return run
+
+
+def make_folder(workdir: pathlib.Path) -> None:
+  """ConfigError where the run directory cannot be made or written."""
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    probe = workdir / f".probe.{os.getpid()}"
+    probe.touch()
+    probe.unlink()
+  except OSError as error:
+    raise ConfigError(
+      f"workdir={workdir}: cannot be written ({error.strerror}); choose another --workdir"
+    ) from None
+
+
+def close_run(workdir: pathlib.Path, run: dict, status: str, **changes: object) -> None:
+  """Writes the end into run.json: status done, interrupted or failed, and a reason."""
+  run |= {"status": status, "ended": time.time(), **changes}
+  write_json(workdir / "run.json", run)
+
+
+def check_same_run(workdir: pathlib.Path, cfg: Config, ignored: Collection[str] = ()) -> None:
+  """ConfigError if config.json there describes another run; names the first key that differs.
+
+  Args:
+    ignored: keys that may differ.
+  """
+  if not (workdir / "config.json").exists():
+    if (workdir / "checkpoints").exists():
+      raise ConfigError(
+        f"workdir={workdir}: holds checkpoints but no config.json; choose another workdir"
+      )
+    return
+  mine, theirs = identity_fields(cfg), identity_fields(read_config(workdir))
+  for key, value in mine.items():
+    if key in ignored or theirs.get(key) == value or _equal_numbers(theirs.get(key), value):
+      continue
+    raise ConfigError(
+      f"workdir={workdir}: holds another run ({key}={theirs.get(key)} there, {value} here); choose "
+      "another --workdir, or delete that one"
+    )
+
+
+def data_change(workdir: pathlib.Path, data: Mapping[str, object]) -> str | None:
+  """None if run.json there records the data described, or none; else what differs, in words.
+
+  Args:
+    data: as a kind of batch describes it (lm.data.kinds.Kind.describe).
+  """
+  was = fingerprints(read_run(workdir).get("data", {}))
+  now = fingerprints(data)
+  differ = [name for name in was if name in now and was[name] != now[name]]
+  return ", ".join(f"{name} {was[name]} there, {now[name]} now" for name in differ) or None
+
+
+def fingerprints(data: Mapping[str, object]) -> dict[str, str]:
+  """{"corpus": ..., "tokenizer": ..., an evaluation set's name: ...} of a description of data."""
+  tokenizer, sets = data.get("tokenizer"), data.get("sets")
+  found = {
+    "corpus": data.get("fingerprint"),
+    "tokenizer": tokenizer.get("fingerprint") if isinstance(tokenizer, Mapping) else None,
+    **(sets if isinstance(sets, Mapping) else {}),
+  }
+  return {name: value for name, value in found.items() if isinstance(value, str)}
+
+
+def is_done(workdir: pathlib.Path, cfg: Config) -> bool:
+  """Whether this very run has already ended well there; of run.json and the checkpoints, these decide.
+
+  A run whose checkpoints have all been deleted is believed.
+  """
+  run = read_run(workdir)
+  if run.get("status") != "done":
+    return False
+  check_same_run(workdir, cfg)
+  steps = checkpoint_steps(workdir)
+  if not steps:
+    return True
+  folder, last = workdir / "checkpoints", max(steps)
+  damage = manifest.find_damage(folder / str(last), contents=False)
+  ended = run.get("ended_at", last if run.get("reason") else cfg.train.steps)  # stopped early?
+  if damage is None and last >= ended:
+    return True
+  found = f"is step {last}" if damage is None else f"({last}) is damaged: {damage}"
+  print(
+    f"{workdir}: run.json says done after step {ended}, but the newest checkpoint {found}; going on from "
+    "what is there",
+    file=sys.stderr,
+  )
+  return False
+
+
+def read_config(workdir: pathlib.Path) -> Config:
+  """The resolved config of a run.
+
+  Raises:
+    ConfigError: there is no run in that directory, or what says so is damaged.
+  """
+  workdir = pathlib.Path(workdir)
+  path, name = workdir / "config.json", bucket.name_of(workdir)
+  if not path.exists():
+    raise ConfigError(
+      f"workdir={name}: holds no run (no config.json); "
+      f"train one with python train.py --workdir {shlex.quote(name)}"
+    )
+  return from_json(
+    read_object(path, "bring it back from a copy, or train again in another --workdir")
+  )
+
+
+def dashboard_facts(run: Mapping[str, object]) -> dict[str, object]:
+  """What run.json says that a dashboard groups and filters runs by, beside the config."""
+  names = ("id", "parameters", "flops", "tokens", "commit", "dirty", "device", "n_devices", "host")
+  found = {name: run[name] for name in names if name in run}
+  data = run.get("data")
+  prints = fingerprints(data) if isinstance(data, Mapping) else {}
+  return {"run": {**found, "fingerprints": prints, "versions": run.get("versions", {})}}
+
+
+def read_earlier(workdir: pathlib.Path) -> Config | None:
+  """The config of the run that is there; None where there is none."""
+  return read_config(workdir) if (workdir / "config.json").exists() else None
+
+
+def read_run(workdir: pathlib.Path) -> dict:
+  """run.json; {} if there is none.
+
+  Raises:
+    ConfigError: it is damaged.
+  """
+  path = pathlib.Path(workdir) / "run.json"
+  remedy = "bring it back from a copy, or delete it: the checkpoints say how far the run is"
+  found = read_object(path, remedy) if path.exists() else {}
+  for key, kind in RUN_TYPES.items():
+    if key in found and not isinstance(found[key], kind):
+      raise ConfigError(f"{path}=({key}={found[key]!r}): makes no sense there; {remedy}")
+  return found
+
+
+def checkpoint_steps(workdir: pathlib.Path) -> set[int]:
+  """Steps of the complete checkpoints of a run directory."""
+  folder = workdir / "checkpoints"
+  found = folder.iterdir() if folder.is_dir() else ()
+  return {int(p.name) for p in found if p.name.isdigit() and p.is_dir()}
+
+
+def last_metrics(workdir: pathlib.Path, prefix: str = "eval/") -> dict[str, float]:
+  """The latest value of each metric whose key starts with `prefix`."""
+  values = {}
+  for record in read_jsonl(pathlib.Path(workdir) / "metrics.jsonl"):
+    values |= {k: v for k, v in record.items() if k.startswith(prefix)}
+  return values
+
+
+def git_state() -> dict[str, object]:
+  """{"commit", "dirty"} of the code; None outside a git checkout."""
+  here = pathlib.Path(__file__).parent
+  try:
+    commit = _git(["rev-parse", "HEAD"], here)
+    dirty = bool(_git(["status", "--porcelain", "--untracked-files=no"], here))
+  except (OSError, subprocess.CalledProcessError):
+    return {"commit": None, "dirty": None}
+  return {"commit": commit, "dirty": dirty}
+
+
+def versions() -> dict[str, str]:
+  """Python's and the packages' versions."""
+  found = {"python": platform.python_version()}
+  for name in PACKAGES:
+    try:
+      found[name] = metadata.version(name)
+    except metadata.PackageNotFoundError:
+      continue
+  return found
+
+
+def _git(words: Sequence[str], folder: pathlib.Path) -> str:
+  out = subprocess.run(
+    ["git", *words], cwd=folder, check=True, capture_output=True, text=True, timeout=10
+  )
+  return out.stdout.strip()
+
+
+def _equal_numbers(a: object, b: object) -> bool:
+  """Lists from JSON equal tuples, and floats that went through it equal themselves."""
+  if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+    return list(a) == list(b)
+  return a == b

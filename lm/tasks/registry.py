@@ -1,0 +1,135 @@
+"""The tasks there are: one row each.
+
+`python -m lm.evaluate --workdir R --task NAME:FILE` scores a run on one.
+"""
+
+import pathlib
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from lm.config.errors import ConfigError, suggest
+from lm.models.registry import family_of
+from lm.runs import rundir
+from lm.runs.load import load
+from lm.tasks import multiple_choice, samples, similarity, squad, summary, texts, translation
+
+
+class Read(NamedTuple):
+  """A task that scores a run by a file.
+
+  `evaluate` takes (run directory, what follows the colon, checkpoint) and gives scores by name.
+  """
+
+  example: str  # how one is written
+  evaluate: Callable[[pathlib.Path, str, str], Mapping[str, float]]
+
+
+class Answered(NamedTuple):
+  """A task whose examples a run answers without writing.
+
+  `evaluate` takes (run directory, what follows the colon, checkpoint, limit) and gives (scores, answers).
+  """
+
+  example: str
+  evaluate: Callable[
+    [pathlib.Path, str, str, int | None], tuple[dict[str, float], list[dict[str, object]]]
+  ]
+
+
+class Written(NamedTuple):
+  """A task in which a run writes a text for each source (lm.tasks.texts), which `score` judges."""
+
+  example: str
+  score: Callable[[Sequence[str], Sequence[texts.Example]], Mapping[str, float]]
+
+
+READ: dict[str, Read] = {
+  "multiple_choice": Read("multiple_choice:questions.jsonl", multiple_choice.evaluate),
+  "samples": Read("samples:prompts.txt", samples.evaluate),
+  "similarity": Read("similarity:pairs.tsv", similarity.evaluate),
+}
+ANSWERED: dict[str, Answered] = {"squad": Answered("squad:dev-v1.1.json", squad.evaluate)}
+TASKS: dict[str, Written] = {
+  "translation": Written("translation:test.en,test.de", translation.score),
+  "summary": Written("summary:test.jsonl", summary.score),
+}
+
+
+def evaluate_task(
+  workdir: pathlib.Path,
+  task: str,
+  checkpoint: str,
+  beams: int,
+  length_penalty: float,
+  limit: int | None,
+) -> tuple[dict[str, float], list[dict[str, object]]]:
+  """(scores, answers) of a run on a task; seconds and the peak memory of the process are among the scores.
+
+  Args:
+    task: "NAME:FILE", NAME a row of READ or TASKS.
+    checkpoint: "best", "latest" or a step.
+    beams: of the search for a text to write; 1 = greedy.
+    length_penalty: of that search (lm.models.beam).
+    limit: the first so many examples alone; None = all.
+
+  Returns:
+    answers: {"source", "answer", "references"} of each example, or what a task of ANSWERED says of it; [] of
+      READ.
+
+  Raises:
+    ConfigError: no such task, no file, a run that writes nothing, or what the task says of them.
+  """
+  name, _, path = task.partition(":")
+  rows = {**READ, **ANSWERED, **TASKS}
+  if name not in rows:
+    raise ConfigError(f"task={task}: no such task; {suggest(name, [*rows])}")
+  if not path:
+    raise ConfigError(f"task={task}: needs a file; write e.g. {rows[name].example}")
+  if limit is not None and limit < 1:
+    raise ConfigError(f"limit={limit}: must be at least 1; leave it out for all")
+  begun, found = time.perf_counter(), []
+  if name in ANSWERED:
+    if beams != 1:
+      raise ConfigError(f"beams={beams}: is of tasks that write, such as translation; leave it out")
+    scores, found = ANSWERED[name].evaluate(workdir, path, checkpoint, limit)
+  elif name in READ:
+    if beams != 1 or limit is not None:
+      key, value = ("limit", limit) if beams == 1 else ("beams", beams)
+      raise ConfigError(f"{key}={value}: is of tasks that write, such as translation; leave it out")
+    scores = dict(READ[name].evaluate(workdir, path, checkpoint))
+  else:
+    scores, found = _write(workdir, task, checkpoint, beams, length_penalty, limit)
+  return scores | {
+    "seconds": time.perf_counter() - begun,
+    "peak_bytes": float(_peak_bytes()),
+  }, found
+
+
+def _write(workdir, task, checkpoint, beams, length_penalty, limit):
+  """(scores, answers) of a task of TASKS."""
+  name, _, path = task.partition(":")
+  if beams < 1:
+    raise ConfigError(f"beams={beams}: must be at least 1 (1 = greedy); try 5")
+  cfg = rundir.read_config(workdir)
+  if family_of(cfg.model).init_cache is None:
+    raise ConfigError(f"model.family={cfg.model.family}: writes no text, which {name} asks for")
+  examples = texts.read_examples(name, path, cfg.data, limit)
+  run, begun = load(workdir, checkpoint), time.perf_counter()
+  written = texts.answers(run, [example.source for example in examples], beams, length_penalty)
+  spent = time.perf_counter() - begun
+  n_tokens = sum(len(run.tokenizer.encode(text)) for text in written)
+  scores = {"examples": float(len(examples)), **TASKS[name].score(written, examples)}
+  scores |= {"step": float(run.step), "tokens_per_sec": n_tokens / spent}
+  return scores, [
+    {"source": each.source, "answer": answer, "references": list(each.references)}
+    for each, answer in zip(examples, written, strict=True)
+  ]
+
+
+def _peak_bytes() -> int:
+  """The most memory that this process has held; Linux counts KiB, macOS bytes."""
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return peak if sys.platform == "darwin" else 1024 * peak

@@ -1,0 +1,115 @@
+"""What CI promises: no test is left out without a word, and every environment is pinned whole."""
+
+import pathlib
+import re
+
+import pytest
+
+from tests.conftest import unexplained
+
+ROOT = pathlib.Path(__file__).parent.parent
+CONSTRAINTS = sorted(ROOT.glob("constraints-py3*.txt"))
+
+
+def pins(path: pathlib.Path) -> dict[str, str]:
+  lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
+  assert all(re.fullmatch(r"[a-z0-9-]+==[\w.!]+", line) for line in lines), path.name
+  return dict(line.split("==") for line in lines)
+
+
+def required(name: str) -> list[tuple[str, str]]:
+  """(package, environment marker) of a requirements file, those that it includes among them."""
+  found = []
+  for line in (ROOT / name).read_text().splitlines():
+    line = line.split("#")[0].strip()
+    if line.startswith("-r "):
+      found += required(line.removeprefix("-r "))
+    elif line:
+      package = re.match(r"[\w-]+", line)[0].lower().replace("_", "-")
+      found.append((package, line.partition(";")[2].strip()))
+  return found
+
+
+def test_a_skip_in_ci_is_a_failure_unless_its_reason_is_known(monkeypatch):
+  monkeypatch.setenv("CI", "true")
+  monkeypatch.setenv("TESTS_WITHOUT", "torch,transformers")
+  assert unexplained("needs a GPU") is None
+  assert unexplained("could not import 'torch': No module named 'torch'") is None
+  missing = "could not import 'pyarrow.parquet': No module named 'pyarrow'"
+  assert "requirements-dev.txt" in unexplained(missing)
+  assert "MAY_SKIP" in unexplained("chromium is not installed")
+  monkeypatch.delenv("TESTS_WITHOUT")
+  assert unexplained("could not import 'torch': No module named 'torch'")
+  monkeypatch.setenv("CI", "")
+  assert unexplained(missing) is None
+
+
+@pytest.mark.parametrize("where", ["module", "test"])
+def test_pytest_fails_where_a_package_is_missing_in_ci(where, pytester_run):
+  line = "pytest.importorskip('no_such_package')"
+  body = f"import pytest\n{line if where == 'module' else ''}\ndef test_it():\n  {line}\n"
+  code, text = pytester_run(body, CI="true")
+  assert code != 0 and "no_such_package" in text and "skipped in CI" in text
+  code, text = pytester_run(body, CI="")
+  assert "1 skipped" in text and "failed" not in text
+  code, text = pytester_run(body, CI="true", TESTS_WITHOUT="no_such_package")
+  assert "1 skipped" in text and "failed" not in text
+
+
+@pytest.fixture
+def pytester_run(tmp_path):
+  """Runs pytest on a file beside a copy of this folder's conftest.py; (exit code, output)."""
+  import os
+  import subprocess
+  import sys
+
+  def run(body: str, **environment: str) -> tuple[int, str]:
+    (tmp_path / "conftest.py").write_text((ROOT / "tests/conftest.py").read_text())
+    (tmp_path / "test_it.py").write_text(body)
+    done = subprocess.run(
+      [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "test_it.py"],
+      cwd=tmp_path, capture_output=True, text=True, check=False,
+      env={**os.environ, "TESTS_WITHOUT": "", **environment},
+    )  # fmt: skip
+    return done.returncode, done.stdout + done.stderr
+
+  return run
+
+
+@pytest.mark.parametrize("path", CONSTRAINTS, ids=lambda path: path.name)
+def test_constraints_pin_every_requirement(path):
+  """Run .ci/lock after a change of requirements*.txt."""
+  pinned, version = pins(path), path.stem.removeprefix("constraints-py3")
+  for package, marker in required("requirements-dev.txt"):
+    if 'python_version < "3.12"' in marker and int(version) >= 12:
+      continue
+    assert package in pinned, f"{path.name} lacks {package}: run .ci/lock"
+
+
+def test_users_need_no_torch():
+  users = {package for package, _ in required("requirements.txt")}
+  assert not users & {"torch", "transformers", "ruff", "ty", "playwright", "hypothesis"}
+  assert "pytest" in users  # README's two commands
+
+
+def test_every_supported_python_has_constraints():
+  found = {path.stem.removeprefix("constraints-py") for path in CONSTRAINTS}
+  assert {"311", "313"} <= found
+
+
+def test_what_users_lack_is_imported_by_tests_that_can_skip():
+  """README's users install requirements.txt alone, and the new leg goes without torch."""
+  lines = (ROOT / "requirements-dev.txt").read_text().splitlines()
+  names = {re.split(r"[^\w-]", line)[0] for line in lines if line and line[0] not in "#-"}
+  modules = {"scikit-learn": "sklearn", "pyyaml": None, "jax": None}  # None: users have it
+  lacking = {modules.get(name, name) for name in names} - {None}
+  assert {"torch", "transformers", "hypothesis", "sklearn"} <= lacking
+  bare = re.compile(rf"^\s*(?:import|from) ({'|'.join(sorted(lacking))})\b")
+  for file in (ROOT / "tests").glob("*.py"):
+    text = file.read_text().splitlines()
+    for number, line in enumerate(text):
+      found = bare.match(line)
+      if found:
+        before = "\n".join(text[max(0, number - 20) : number])
+        asked = f'importorskip("{found[1]}' in before or "try:" in before
+        assert asked, f"{file.name}:{number + 1}: {line.strip()}; use pytest.importorskip"

@@ -1,0 +1,122 @@
+"""README's figures of the experiments are what their committed ledgers give."""
+
+import re
+import types
+
+import numpy as np
+import pytest
+
+from experiments import (
+  acceptance,
+  chinchilla,
+  laws,
+  lr_sweep,
+  lr_tokens,
+  muon_race,
+  repetition,
+  wsd_cosine,
+)
+from experiments.ledger import ledger as ledgers
+from tests.programs import ROOT
+
+RESULTS = ROOT / "experiments/results"
+NUMBER = r"([-+]?\d+\.\d+)"
+
+
+def published() -> list[tuple[tuple[float, float, float], float]]:
+  """((value, low, high), one unit of the last digit) of every `value [low, high]` in README."""
+  text = " ".join((ROOT / "README.md").read_text().split())
+  found = re.findall(rf"{NUMBER} \[{NUMBER}, {NUMBER}\]", text)
+  return [(tuple(map(float, numbers)), 10.0 ** -len(numbers[0].split(".")[1])) for numbers in found]
+
+
+def assert_published(what, estimate):
+  """Equal but for half a unit of the last digit, and half of one more: quantiles of seeded bootstraps."""
+  ours = (estimate.value, *estimate.interval)
+  for numbers, unit in published():
+    if all(abs(a - b) <= unit for a, b in zip(ours, numbers, strict=True)):
+      return
+  text = f"{ours[0]:.3f} [{ours[1]:.3f}, {ours[2]:.3f}]"
+  raise AssertionError(f"{what}: the ledger gives {text}; README says otherwise, or nothing")
+
+
+def test_the_slopes_of_the_best_learning_rate():
+  found = lr_sweep.analyse(ledgers.load_ledger(str(RESULTS / "lr_sweep/ledger.jsonl")).done())
+  for parameterization in ("standard", "mup"):
+    assert_published(parameterization, found[lr_sweep.SHIFT.format(parameterization)])
+
+
+@pytest.mark.slow
+def test_the_exponents_of_the_optimal_size():
+  ledger = ledgers.load_ledger(str(RESULTS / "chinchilla/ledger.jsonl")).done()
+  found = chinchilla.analyse(ledger)
+  assert_published("isoFLOP slices", found[chinchilla.SLICES_A])
+  assert_published("parametric law", found[chinchilla.LAW_A])
+  for name in chinchilla.CONVENTIONS:
+    assert_published(name, found["counted otherwise"][name]["a"])
+  text = (ROOT / "README.md").read_text()
+  sizes = sorted(ledger.column("n_params"))
+  assert f"{len(ledger)} runs of {sizes[0] / 1e3:.0f} thousand to {sizes[-1] / 1e3:.0f}" in text
+
+
+def test_a_figure_that_is_not_the_ledgers_is_found():
+  with pytest.raises(AssertionError, match="README says otherwise"):
+    assert_published("nothing", types.SimpleNamespace(value=0.123, interval=(0.1, 0.2)))
+
+
+def test_the_gap_and_the_ratio_of_wsd_and_cosine_are_those_its_file_says():
+  ledger = ledgers.load_ledger(str(RESULTS / "wsd_cosine/ledger.jsonl")).done()
+  found = wsd_cosine.analyse(ledger)
+  gap, ratio = found[wsd_cosine.GAP], found[wsd_cosine.RATIO]
+  low, high = gap.interval
+  assert f"by {-gap.value:.3f} [{-high:.3f}, {-low:.3f}] nats" in wsd_cosine.__doc__
+  share = [2**x for x in (ratio.value, *ratio.interval)]
+  assert "{:.2f} [{:.2f}, {:.2f}] of cosine's".format(*share) in wsd_cosine.__doc__
+
+
+def test_the_answers_of_smaller_studies_are_those_their_files_say():
+  analysed = lambda study: study.analyse(
+    ledgers.load_ledger(str(RESULTS / study.__name__.split(".")[-1] / "ledger.jsonl")).done()
+  )
+  words = lambda found, digits: "{:.{d}f} [{:.{d}f}, {:.{d}f}]".format(
+    found.value, *found.interval, d=digits
+  )
+  assert f"D^{words(analysed(lr_tokens)[lr_tokens.SLOPE], 2)}" in lr_tokens.__doc__
+  race = analysed(muon_race)[muon_race.MULTIPLIER]
+  assert f"worth {words(race, 2)} times" in muon_race.__doc__
+  assert_published("muon_race", race)
+  repeats = analysed(repetition)
+  assert f"({words(repeats[repetition.FOUR], 2)} nats at 4)" in repetition.__doc__
+  assert f"{words(repeats[repetition.MANY], 2)} nats more" in repetition.__doc__
+
+
+def test_the_acceptance_tests_prediction_and_truth_are_those_that_are_published():
+  ledger = ledgers.load_ledger(str(RESULTS / "acceptance/ledger.jsonl")).done()
+  found = acceptance.analyse(ledger)
+  predicted, miss = found[acceptance.PREDICTED], found[acceptance.MISS]
+  assert_published("acceptance", predicted)
+  truth = predicted.value + miss.value
+  low, high = predicted.interval
+  assert low <= truth <= high and found[acceptance.REGRET].value == 0
+  assert f"{truth:.3f}" in (ROOT / "README.md").read_text() and f"{truth:.3f}" in acceptance.__doc__
+  assert f"{predicted.value:.3f}\n[{low:.3f}, {high:.3f}] nats/token" in acceptance.__doc__
+  seconds = [acceptance.seconds_of(row) for row in ledger]
+  assert sum(s for s in seconds if s < max(seconds)) == acceptance.budget("cpu") == 120
+
+
+@pytest.mark.slow
+def test_new_runs_of_a_law_lie_in_the_interval_of_new_runs_as_often_as_it_says():
+  """48 ladders drawn from one law with noise; the run at 4 S of each, against its 95 % interval."""
+  rng, inside = np.random.default_rng(0), 0
+  sizes = [(12384, 430_000), (20112, 346_000), (35008, 249_000), (54000, 213_000), (93520, 157_000)]
+  n_N, d_N = np.array([(n, k * d) for k in (1, 2, 4, 8) for n, d in sizes], float).T
+  loss = lambda n, d: 0.9 + 40 / n**0.4 + 400 / d**0.45
+  x = {"n_params": [4e5], "n_tokens": [9e6]}
+  for _ in range(48):
+    noisy = loss(n_N, d_N) * np.exp(0.01 * rng.standard_normal(len(n_N)))
+    table = laws.from_columns({"n_params": n_N, "n_tokens": d_N, "loss": noisy})
+    fit = laws.fit_table(table, "chinchilla", holdout=False, n_boot=100, n_starts=20, force=True)
+    low, high = acceptance.new_run_interval(fit, x)
+    new = loss(4e5, 9e6) * np.exp(0.01 * rng.standard_normal())
+    inside += low <= new <= high
+  assert inside >= 0.8 * 48

@@ -1,0 +1,410 @@
+"""What happens around a run (disks, memory, signals, paths, bad numbers): a line is said, nothing is lost."""
+
+import errno
+import inspect
+import os
+import pathlib
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import types
+
+import jax
+import numpy as np
+import pytest
+
+import train
+from lm import evaluate
+from lm.config.errors import ConfigError
+from lm.data.batches import TrainBatches
+from lm.runs import rundir
+from lm.runs.checkpoint import load_params
+from lm.runs.resume import restore_newest
+from lm.training.watchdog import Watchdog
+from tests.trained import records, run
+
+ROOT = pathlib.Path(__file__).parent.parent
+SAVES = {"checkpoint__every_steps": 2, "checkpoint__keep": 4, "log__every_steps": 1}
+
+
+def at_batch(monkeypatch, number, change):
+  """Lets `change` of its arrays happen to a batch of training, wherever it is drawn."""
+  plain = TrainBatches.at
+
+  def at(self, step, rows=None):
+    batch = plain(self, step, rows)
+    return change(dict(batch)) if step == number else batch
+
+  monkeypatch.setattr(TrainBatches, "at", at)
+
+
+def poison(batch):
+  batch["weights"] = batch["weights"] * np.float32(np.inf)
+  return batch
+
+
+def fail_with(error):
+  def change(batch):
+    raise error
+
+  return change
+
+
+def assert_finite(workdir):
+  for step in rundir.checkpoint_steps(workdir):
+    for leaf in jax.tree.leaves(load_params(workdir, str(step))[0]):
+      assert np.isfinite(leaf).all(), step
+
+
+# --- numbers that are none --------------------------------------------------------------------------
+
+
+def test_a_run_stops_at_a_number_that_is_none_and_saves_none(tmp_path, monkeypatch):
+  at_batch(monkeypatch, 5, poison)  # in step 6, which would be saved
+  said = run(tmp_path / "x", code=1, **SAVES)
+  about = rundir.read_run(tmp_path / "x")
+  assert about["status"] == "failed" and about["reason"] in said
+  assert about["reason"].startswith("step 6: train/loss is nan; last good checkpoint: step 4")
+  assert rundir.checkpoint_steps(tmp_path / "x") == {2, 4}
+  assert_finite(tmp_path / "x")
+
+
+@pytest.mark.parametrize("rule", ["skip", "rewind"])
+def test_a_bad_step_is_passed_over_by_rule_and_recorded(tmp_path, monkeypatch, rule, capfd):
+  at_batch(monkeypatch, 5, poison)
+  workdir, frames = tmp_path / "x", []
+  restore = train.restore_newest
+
+  def counted(*args):
+    frames.append([f.function for f in inspect.stack()].count(train.train.__wrapped__.__name__))
+    return restore(*args)
+
+  monkeypatch.setattr(train, "restore_newest", counted)
+  run(workdir, train__on_nonfinite=rule, **SAVES)
+  assert frames == ([1] if rule == "skip" else [1, 1])  # no state of before is held
+  assert rundir.read_run(workdir)["status"] == "done"
+  assert_finite(workdir)
+  found = {record["step"]: record for record in records(workdir)}
+  assert list(found) == list(range(1, 9))
+  assert "step 6" in capfd.readouterr().err
+  if rule == "skip":
+    assert [found[step]["train/skipped"] for step in range(1, 9)] == [0, 0, 0, 0, 0, 1, 0, 0]
+    assert found[6]["tokens"] == found[5]["tokens"] and "train/loss" not in found[6]
+    assert found[6]["train/param_norm"] == found[5]["train/param_norm"]
+  else:
+    assert rundir.read_run(workdir)["rewinds"] == [{"bad": 6, "to": 4, "why": "train/loss is nan"}]
+    assert found[8]["tokens"] == 8 * found[1]["tokens"]
+  before = (workdir / "metrics.jsonl").read_bytes()
+  shutil.rmtree(workdir / "checkpoints" / "8")
+  assert "resumed at step 6" in run(workdir, train__on_nonfinite=rule, **SAVES)
+  assert (workdir / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_after_a_rewind_come_the_batches_past_the_window(tmp_path, monkeypatch):
+  drawn = []
+  plain = TrainBatches.at
+
+  def at(self, step, rows=None):
+    drawn.append(step)
+    batch = plain(self, step, rows)
+    return poison(dict(batch)) if step == 5 else batch
+
+  monkeypatch.setattr(TrainBatches, "at", at)
+  run(tmp_path / "x", train__on_nonfinite="rewind", **SAVES)
+  again = drawn[drawn.index(5) + 1 :]
+  again = again[again.index(6) if again[0] != 6 else 0 :]
+  assert 5 not in again and {6, 7, 8, 9} <= set(again)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", ["skip", "rewind"])
+def test_a_run_that_is_broken_for_good_fails(tmp_path, rule):
+  broken = {"optim__peak_lr": 1e30, "optim__clip_norm": "None", "optim__warmup_frac": 0.0}
+  run(tmp_path / "x", code=1, train__on_nonfinite=rule, train__steps=40, **broken, **SAVES)
+  about = rundir.read_run(tmp_path / "x")
+  assert about["status"] == "failed"
+  assert ("the 20th step in a row that is skipped" in about["reason"]) == (rule == "skip")
+  assert len(about["rewinds"]) == (10 if rule == "rewind" else 0)
+
+
+@pytest.mark.slow
+def test_the_rules_change_nothing_where_all_numbers_are(tmp_path):
+  for rule in ("stop", "skip", "rewind"):
+    run(tmp_path / rule, train__on_nonfinite=rule)
+  losses = [
+    [r["train/loss"] for r in records(tmp_path / rule)] for rule in ("stop", "skip", "rewind")
+  ]
+  assert losses[0] == losses[2]
+  np.testing.assert_allclose(losses[1], losses[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("number", [0, 5])
+def test_a_late_refusal_deletes_nothing_that_is_worth_keeping(tmp_path, monkeypatch, number):
+  at_batch(monkeypatch, number, fail_with(ConfigError("x=1: no")))
+  workdir = tmp_path / "x"
+  workdir.mkdir()
+  (workdir / "notes.txt").write_text("mine")
+  with pytest.raises(ConfigError, match="x=1: no"):
+    run(workdir, **SAVES)
+  assert (workdir / "notes.txt").read_text() == "mine"
+  assert rundir.checkpoint_steps(workdir) == ({2, 4} if number else set())
+  assert rundir.read_run(workdir).get("status") == ("failed" if number else None)
+
+
+# --- memory and disks -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [
+  MemoryError(), RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes")
+])  # fmt: skip
+def test_out_of_memory_says_what_the_plan_counts_and_what_would_fit(
+  tmp_path, monkeypatch, error, capfd
+):
+  at_batch(monkeypatch, 3, fail_with(error))
+  monkeypatch.setattr("lm.runs.failures._device_bytes", lambda: 1.2e6)
+  run(tmp_path / "x", code=1, **SAVES)
+  line = capfd.readouterr().err.strip().splitlines()[-1]
+  assert line.startswith(f"{tmp_path / 'x'}: out of memory: the plan counts ")
+  assert "activations), and a device has 1.2 MB" in line
+  assert rundir.read_run(tmp_path / "x")["status"] == "failed"
+
+
+def test_a_full_disk_is_one_line_and_the_run_goes_on_later(tmp_path, monkeypatch, capfd):
+  with monkeypatch.context() as patched:
+    at_batch(patched, 5, fail_with(OSError(errno.ENOSPC, "No space left on device")))
+    run(tmp_path / "x", code=1, **SAVES)
+  line = capfd.readouterr().err.strip().splitlines()[-1]
+  assert line.endswith(
+    "no room left on the disk; free some, and the same command goes on from step 4"
+  )
+  assert "resumed at step 4" in run(tmp_path / "x", **SAVES)
+
+
+LIMITED = (
+  "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, -1)); "
+  "sys.argv = sys.argv[1:]; runpy.run_path('train.py', run_name='__main__')"
+)
+
+
+def command(*words, workdir, **env):
+  flags = ["--config=configs/smoke.py", f"--workdir={workdir}", "--config.mesh.replica=1"]
+  flags += ["--config.train.steps=40", "--config.eval.every_steps=10"]
+  return dict(
+    args=[sys.executable, *words[:1], *flags, *words[1:]],
+    cwd=ROOT, env={**os.environ, "XLA_FLAGS": "", **env}, stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE, text=True,
+  )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_files_that_cannot_grow_end_a_run_in_one_line(tmp_path):
+  """A real limit of the system, met while a checkpoint is written; the checkpoint does not count."""
+  words = command("train.py", "--config.model.width=128", workdir=tmp_path / "x")
+  words["args"][1:2] = ["-c", LIMITED, "train.py"]
+  done = subprocess.run(**words, timeout=300)
+  assert done.returncode == 1, done.stderr
+  lines = [line for line in done.stderr.splitlines() if line.startswith(str(tmp_path))]
+  assert lines[-1].endswith("the same command goes on from the beginning"), done.stderr
+  assert rundir.read_run(tmp_path / "x")["status"] in ("failed", "running")
+  done = subprocess.run(**command("train.py", "--config.model.width=128", workdir=tmp_path / "x"))
+  assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("place", ["/proc/x", "/dev/null/x"])
+def test_a_folder_that_cannot_be_made_is_one_line(place):
+  with pytest.raises(ConfigError, match=f"workdir={place}: cannot be written"):
+    run(pathlib.Path(place))
+
+
+@pytest.mark.slow
+def test_without_a_home_and_a_folder_for_temporary_files(tmp_path):
+  env = {"HOME": "/proc/none", "TMPDIR": "/proc/none"}
+  done = subprocess.run(**command("train.py", workdir=tmp_path / "x", **env), timeout=300)
+  assert done.returncode == 2 and done.stderr.startswith("data.cache_dir=~/.cache/isoflop: cannot")
+  assert done.stderr.count("\n") == 1 and not (tmp_path / "x").exists()
+  cache = f"--config.data.cache_dir={tmp_path / 'cache'}"
+  done = subprocess.run(**command("train.py", cache, workdir=tmp_path / "x", **env), timeout=300)
+  assert done.returncode == 0, done.stderr
+
+
+def test_data_deleted_while_a_run_trains_do_not_stop_it(tmp_path, monkeypatch):
+  lines = [f"line {i} of a small corpus, {i * i}" for i in range(60)]
+  (tmp_path / "corpus.txt").write_text("\n".join(lines))
+
+  def delete(batch):
+    (tmp_path / "corpus.txt").unlink(missing_ok=True)
+    shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+    return batch
+
+  at_batch(monkeypatch, 3, delete)
+  settings = {
+    "data__sources": f"text:{tmp_path}/corpus.txt", "data__text_unit": "line",
+    "data__cache_dir": str(tmp_path / "cache"), "data__val_fraction": 0.3,
+  }  # fmt: skip
+  run(tmp_path / "x", **settings, **SAVES)
+  shutil.rmtree(tmp_path / "x" / "checkpoints" / "8")
+  with pytest.raises(ConfigError, match=r"corpus\.txt"):
+    run(tmp_path / "x", **settings, **SAVES)
+
+
+# --- paths, clocks, signals -------------------------------------------------------------------------
+
+
+def test_paths_with_spaces_and_signs_of_all_kinds(tmp_path, monkeypatch):
+  workdir = tmp_path / "a run; été 雪 $HOME 'x'"
+  monkeypatch.setattr(sys, "argv", ["train.py", "--workdir", str(workdir)])
+  said = run(workdir, **SAVES)
+  commands = said.partition("next:\n")[2].strip().splitlines()
+  assert len(commands) == 3
+  for line in commands:
+    assert any(word.startswith(str(workdir)) for word in shlex.split(line)), line
+  assert evaluate.evaluate_run(workdir, max_tokens=512)["step"] == 8
+
+
+def test_a_clock_that_jumps_back_changes_nothing(tmp_path, monkeypatch):
+  times = iter(range(10**9, 0, -1000))
+  monkeypatch.setattr(time, "time", lambda: float(next(times)))
+  run(tmp_path / "x", **SAVES)
+  assert [r["step"] for r in records(tmp_path / "x")] == list(range(1, 9))
+
+
+def test_a_step_that_hangs_has_its_stacks_printed_once(tmp_path):
+  with open(tmp_path / "said", "w+") as file, Watchdog(0.05, file) as watchdog:
+    watchdog.beat(1)
+    time.sleep(0.3)  # the first one compiles
+    watchdog.beat(2)
+    time.sleep(0.4)
+    file.seek(0)
+    said = file.read()
+  assert said.count("over train.hang_seconds=0.05; the stacks of all threads:") == 1
+  assert said.startswith("step 2 has taken ") and "test_surroundings.py" in said
+  with Watchdog(None) as watchdog:
+    watchdog.beat(1)
+
+
+def test_what_is_refused_leaves_no_directory(tmp_path, monkeypatch):
+  for changes in (
+    {"data__sources": "text:nowhere.txt"}, {"eval__tokens": 1}, {"model__width": 15},
+    {"train__init_from": "nowhere"}, {"optim__groups": "nothing_like_it:frozen"},
+  ):  # fmt: skip
+    with pytest.raises(ConfigError):
+      run(tmp_path / "x", **changes)
+    assert not (tmp_path / "x").exists(), changes
+
+  def refuse(*_):
+    raise ConfigError("workdir=x: no")
+
+  monkeypatch.setattr(train, "restore_newest", refuse)
+  with pytest.raises(ConfigError):
+    run(tmp_path / "x")  # refused late, when the directory had been made
+  assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(("other", "said"), [({20, 40}, True), (set(), True), (None, False)])
+def test_runs_that_share_no_checkpoint_say_that_they_begin_anew(other, said, capsys):
+  held = lambda name, steps: types.SimpleNamespace(
+    workdir=name, checkpoints=types.SimpleNamespace(steps=lambda: steps)
+  )
+  runs = [held("a", {10, 30} if said else set())]
+  runs += [held("b", other)] if other is not None else []
+  assert restore_newest(runs, None) == ([], 0)
+  assert ("('a': 30" in capsys.readouterr().err.replace("{", "(")) == said
+
+
+@pytest.mark.slow
+def test_a_second_signal_ends_it_at_once_and_nothing_is_lost(tmp_path):
+  quiet = command(
+    "train.py",
+    "--config.train.steps=4000",
+    "--config.checkpoint.every_steps=20",
+    workdir=tmp_path / "x",
+  )
+  process = subprocess.Popen(**quiet)
+  while not (tmp_path / "x" / "checkpoints" / "20").exists():
+    assert process.poll() is None, process.communicate()
+    time.sleep(0.05)
+  for _ in range(2):
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.01)
+  process.communicate(timeout=60)
+  assert process.returncode in (143, -signal.SIGTERM)
+  resumed = command(
+    "train.py",
+    "--config.train.steps=4000",
+    "--config.checkpoint.every_steps=20",
+    workdir=tmp_path / "x",
+  )
+  process = subprocess.Popen(**resumed)
+  line = ""
+  while "resumed at step" not in line:
+    line = process.stdout.readline()
+    assert line, process.communicate()
+  process.send_signal(signal.SIGTERM)
+  process.communicate(timeout=60)
+  # Before the loop listens the system ends it by the signal itself, which shells call 143 too.
+  assert process.returncode in (143, -signal.SIGTERM)
+
+
+# --- Weights & Biases -------------------------------------------------------------------------------
+
+
+class FakeRun:
+  def __init__(self, calls):
+    self.calls = calls
+
+  def __getattr__(self, name):
+    return lambda *args, **kwargs: self.calls.append((name, args, kwargs))
+
+
+class FakeWandb:
+  Settings = dict
+
+  def __init__(self, refuse=()):
+    self.calls, self.refuse = [], refuse
+
+  def init(self, **kwargs):
+    self.calls.append(("init", (), kwargs))
+    if kwargs["mode"] in self.refuse:
+      raise RuntimeError("API key must be 40 characters\nand more")
+    return FakeRun(self.calls)
+
+
+def test_an_interrupted_run_is_marked_and_curves_have_three_axes(tmp_path, monkeypatch):
+  fake = FakeWandb()
+  monkeypatch.setitem(sys.modules, "wandb", fake)
+  at_batch(monkeypatch, 5, lambda batch: signal.raise_signal(signal.SIGTERM) or batch)
+  run(tmp_path / "x", code=143, log__wandb="offline", **SAVES)
+  names = [name for name, *_ in fake.calls]
+  assert names.index("mark_preempting") == names.index("finish") - 1
+  defined = [args[0] for name, args, _ in fake.calls if name == "define_metric"]
+  assert {"step", "progress/tokens", "progress/flops", "train/*", "eval/*"} <= set(defined)
+  config = fake.calls[0][2]["config"]
+  assert config["run"]["parameters"]["total"] > 0 and config["run"]["flops"]["6ND"] > 0
+  assert set(config["run"]["fingerprints"]) == {"corpus", "tokenizer"}
+  assert {"commit", "device", "versions"} <= set(config["run"])
+  logged = [args[0] for name, args, _ in fake.calls if name == "log"]
+  assert {"step", "progress/tokens", "progress/flops", "train/loss"} <= set(logged[0])
+
+
+def test_a_key_that_is_refused_keeps_the_run_offline(tmp_path, monkeypatch, capfd):
+  fake = FakeWandb(refuse=("online",))
+  monkeypatch.setitem(sys.modules, "wandb", fake)
+  run(tmp_path / "x", log__wandb="online", **SAVES)
+  assert [kw["mode"] for name, _, kw in fake.calls if name == "init"] == ["online", "offline"]
+  said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("wandb:")]
+  assert len(said) == 1 and "API key must be 40 characters; kept offline in" in said[0]
+
+
+@pytest.mark.slow
+def test_a_wrong_key_without_a_network_stops_nothing(tmp_path, monkeypatch):
+  monkeypatch.setattr("lm.runs.wandb_mirror.INIT_SECONDS", 5.0)
+  monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+  monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+  monkeypatch.delenv("WANDB_MODE", raising=False)
+  run(tmp_path / "x", log__wandb="online", **SAVES)
+  assert rundir.read_run(tmp_path / "x")["status"] == "done"
+  assert [r["step"] for r in records(tmp_path / "x")] == list(range(1, 9))

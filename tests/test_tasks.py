@@ -1,0 +1,74 @@
+"""Tasks: scores against their definitions, and what a task refuses."""
+
+import json
+
+import pytest
+
+from lm import evaluate
+from lm.config.errors import ConfigError
+from lm.setup.load import load_config
+from lm.tasks import samples
+from lm.tasks.texts import read_examples
+from tests.trained import run
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("tasks") / "decoder"
+  run(workdir, model__seq_len=128)
+  return workdir
+
+
+def test_distinct_counts_different_n_grams():
+  assert samples.distinct(["a b a b"], 1) == 2 / 4
+  assert samples.distinct(["a b a b", "b a c"], 2) == 3 / 5
+  assert samples.distinct(["a"], 2) == 0
+
+
+def test_self_bleu_is_100_for_equal_texts_and_0_for_texts_that_share_nothing():
+  same = ["a cat sat on the mat"] * 3
+  assert samples.self_bleu(same) == pytest.approx(100)
+  apart = ["a b c d e", "f g h i j", "k l m n o"]
+  assert samples.self_bleu(apart) < 10 < samples.self_bleu([*same[:2], *apart[:1]])
+
+
+def test_samples_of_a_run_are_scored(decoder, tmp_path, capsys):
+  prompts = tmp_path / "prompts.txt"
+  prompts.write_text("a\nb\nab\n")
+  assert evaluate.main(["--workdir", str(decoder), "--task", f"samples:{prompts}", "--json"]) == 0
+  found = json.loads(capsys.readouterr().out)
+  assert 0 < found["distinct_2"] <= 1 and 0 <= found["self_bleu"] <= 100
+  assert found["seconds"] > 0 and found["peak_bytes"] > 1e6
+
+
+@pytest.mark.parametrize(
+  ("words", "message"),
+  [
+    (["--task", "sampels:x"], r"task=sampels:x: no such task; did you mean samples\?"),
+    (["--task", "samples"], r"task=samples: needs a file; write e.g. samples:prompts.txt"),
+    (["--task", "samples:nowhere.txt"], r"task=nowhere.txt: cannot be read"),
+    (["--task", "samples:x", "--stride", "4"], r"stride=4: is not of a task; leave it out"),
+  ],
+)
+def test_what_fits_no_task_is_refused_in_one_line(decoder, words, message):
+  with pytest.raises(ConfigError, match=message):
+    evaluate.main(["--workdir", str(decoder), *words])
+
+
+def test_one_prompt_has_nothing_to_be_compared_with(decoder, tmp_path):
+  (tmp_path / "one.txt").write_text("a\n")
+  with pytest.raises(ConfigError, match="must hold 2 to 1,000 prompts"):
+    evaluate.main(["--workdir", str(decoder), "--task", f"samples:{tmp_path / 'one.txt'}"])
+
+
+@pytest.mark.parametrize(("content", "message"), [
+  (b"\xff\xfe", "is no text in UTF-8; convert it"),
+  (b"5\n", r":1 is no JSON object; mend the line"),
+  (b"{\n", r":1 is no JSON \("),
+  (b'{"source": "a"}\n', r"data.target_field=target: .*:1 has no text there; it has: source"),
+])  # fmt: skip
+def test_examples_that_cannot_be_read_are_named(tmp_path, content, message):
+  (tmp_path / "x.jsonl").write_bytes(content)
+  cfg = load_config("configs/smoke.py").data
+  with pytest.raises(ConfigError, match=message):
+    read_examples("summary", str(tmp_path / "x.jsonl"), cfg, None)
