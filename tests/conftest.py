@@ -46,6 +46,17 @@ MAY_SKIP = (
 )
 
 
+PARITY = re.compile(r"importorskip\(\s*\"(torch|transformers)")
+
+
+def pytest_collection_modifyitems(items):
+  """Tests of files that compare with torch or transformers are marked parity."""
+  compares = {path: bool(PARITY.search(path.read_text())) for path in {i.path for i in items}}
+  for item in items:
+    if compares[item.path]:
+      item.add_marker("parity")
+
+
 def unexplained(reason: str) -> str | None:
   """Why a skip of that reason is a failure in CI, or None where it is not.
 
