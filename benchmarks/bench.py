@@ -91,6 +91,7 @@ def load() -> float:
 
 def about(device: str | None = None) -> dict[str, object]:
   """Device, versions and commit, for a row; without a device, jax's."""
+  from lm.devices import instructions
   from lm.runs import rundir
 
   versions = rundir.versions()
@@ -104,6 +105,7 @@ def about(device: str | None = None) -> dict[str, object]:
   return {
     "device": device,
     "host": platform.machine(),
+    "instructions": instructions.vector_set(),
     "versions": versions,
     **rundir.git_state(),
   }

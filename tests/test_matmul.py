@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lm.devices import instructions
 from lm.models.matmul import int8_matmul, matmul
 from tests.test_step import config, run
 
@@ -54,8 +55,15 @@ def test_training_in_int8_keeps_the_loss():
   assert np.abs(losses[0] - losses[1]).max() < 0.02
 
 
+@pytest.fixture(params=[True, False], ids=["multiplied", "emulated"])
+def in_hardware(request, monkeypatch):
+  """CPUs with instructions for bfloat16, and those without."""
+  monkeypatch.setattr(instructions, "multiplies_bfloat16", lambda: request.param)
+  return request.param
+
+
 @pytest.mark.parametrize("shape", [(3, 5, 64), (40, 64)])
-def test_bfloat16_products_are_rounded_once(shape):
+def test_bfloat16_products_are_rounded_once(shape, in_hardware):
   x, w, g = case(jnp.bfloat16, shape)
   half = w.astype(jnp.bfloat16).astype(jnp.float32)
   full = x.astype(jnp.float32)
@@ -82,13 +90,19 @@ def test_bfloat16_products_of_stacked_runs():
   np.testing.assert_allclose(found[1], alone, rtol=1e-5)
 
 
-def test_bfloat16_products_on_one_cpu_have_row_major_bfloat16_factors():
-  """XLA multiplies in float32 where a factor is a transpose or the product is rounded at once."""
+def test_bfloat16_products_on_one_cpu_have_row_major_bfloat16_factors(in_hardware):
+  """XLA multiplies in float32 where a factor is a transpose or the product is rounded at once.
+
+  Where the CPU has no instructions for it, factors are float32 to begin with.
+  """
   x, w = jnp.ones((2, 4, 8), jnp.bfloat16), jnp.ones((16, 8))
   product = lambda x, w: matmul(x, w.T, ("embed", "vocab")).sum()
   text = jax.jit(jax.grad(product, argnums=(0, 1))).lower(x, w).as_text()
   dots = [line for line in text.splitlines() if "dot_general" in line]
   assert len(dots) == 2
+  if not in_hardware:
+    assert all(re.search(r"\(tensor<\w+xf32>, tensor<\w+xf32>\)", dot) for dot in dots)
+    return
   for dot in dots:
     assert "contracting_dims = [1] x [0]" in dot
     assert re.search(r"\(tensor<\w+xbf16>, tensor<\w+xbf16>\) -> tensor<\w+xf32>", dot)

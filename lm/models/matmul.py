@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 
+from lm.devices import instructions
 from lm.devices.sharding import gather, on_one_cpu
 
 
@@ -66,11 +67,13 @@ def _bfloat16_matmul_backward(residuals, g_TF):
 
 
 def _bfloat16_dot(a, b):
-  """a @ b in float32: on CPUs at twice the speed of float32 factors, if both are row-major.
+  """a @ b in float32. Row-major factors have twice the speed of float32 ones on CPUs that multiply bfloat16.
 
   XLA would rather turn a product round than copy a factor, or round the product: then it converts the
-  factors to float32.
+  factors to float32. On other CPUs, where each product would be emulated, they are converted at once.
   """
+  if not instructions.multiplies_bfloat16():
+    return jnp.matmul(a.astype(jnp.float32), b.astype(jnp.float32))
   row_major = lambda a: with_layout_constraint(a, Layout((0, 1)))
   a, b = jax.lax.optimization_barrier((row_major(a), row_major(b)))
   return jax.lax.optimization_barrier(jnp.matmul(a, b, preferred_element_type=jnp.float32))

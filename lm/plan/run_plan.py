@@ -16,7 +16,7 @@ from lm.cost.flops import SHOWN, run_flops_per_token
 from lm.cost.memory import memory_bytes
 from lm.cost.parameters import ParamCounts, run_counts
 from lm.data import curriculum
-from lm.devices import chips
+from lm.devices import chips, instructions
 from lm.setup.resolve import kind_of, tokens_per_step
 from lm.setup.rules import words
 
@@ -47,6 +47,7 @@ class Plan:
     bytes: {parameters, gradients, optimizer, activations} on each device.
     peak_flops: FLOP/s of all devices; None where unknown.
     corpus_tokens, epochs: units of one epoch, and how often the run sees them; None without the data.
+    emulated: what to know of model.dtype on this CPU; None where it multiplies such numbers in hardware.
     row_lengths: [(tokens of a row, the last step with them)] where rows grow; None where they do not.
     rules: what the config's rule set, in words; None without one.
     compiled: what XLA makes of the step (lm.plan.compiled.examine); None if it was not compiled.
@@ -67,6 +68,7 @@ class Plan:
   peak_flops: float | None
   corpus_tokens: int | None
   epochs: float | None
+  emulated: str | None = None
   row_lengths: Sequence[tuple[int, int]] | None = None
   rules: str | None = None
   compiled: Mapping[str, Any] | None = None
@@ -75,7 +77,7 @@ class Plan:
     """Plain numbers, as run.json and --json hold them."""
     found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
     found["parameters"] = self.parameters._asdict()
-    off = [name for name in ("row_lengths", "rules", "compiled") if found[name] is None]
+    off = [name for name in ("emulated", "row_lengths", "rules", "compiled") if found[name] is None]
     return {name: value for name, value in found.items() if name not in off}
 
 
@@ -110,8 +112,19 @@ def make_plan(cfg: Config, data: Any = None, devices: Sequence[jax.Device] | Non
     peak_flops=peak and peak * n_devices,
     corpus_tokens=units,
     epochs=None if units is None else tokens / units,
+    emulated=_emulated(cfg, devices[0].platform),
     row_lengths=curriculum.stages(cfg) if cfg.data.length_curriculum else None,
     rules=words(cfg),
+  )
+
+
+def _emulated(cfg: Config, platform: str) -> str | None:
+  """What to know of model.dtype on this host's CPU; None where its numbers are multiplied in hardware."""
+  if platform != "cpu" or cfg.model.dtype != "bfloat16" or instructions.multiplies_bfloat16():
+    return None
+  return (
+    f"bfloat16 is emulated on this CPU ({instructions.vector_set()}): slower than "
+    "--config.model.dtype=float32"
   )
 
 
@@ -126,6 +139,8 @@ def show(plan: Plan) -> str:
     "memory      " + ", ".join(f"{_bytes(v)} {k}" for k, v in plan.bytes.items()) + " a device",
     f"devices     {plan.devices} x {plan.device}, " + show_mesh(plan.mesh),
   ]
+  if plan.emulated:
+    lines.append(f"speed       {plan.emulated}")
   if plan.row_lengths:
     grown = ", ".join(f"{length:,} up to step {last:,}" for length, last in plan.row_lengths)
     lines.append(f"row length  {grown}")
