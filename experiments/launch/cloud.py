@@ -11,6 +11,8 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 
+from experiments.launch import code as codes
+from experiments.launch import jobs as jobs_
 from experiments.launch.jobs import Asked, BackEnd, Job, State, Ticket, train_command
 from experiments.launch.stacks import stack_groups
 from experiments.ledger.rows import read_row
@@ -27,6 +29,21 @@ def check_folder(asked: Asked, on: str) -> None:
     raise ConfigError(
       f"root={root}: runs of --on {on} must outlive their machines; use a bucket, --root gs://BUCKET/runs"
     )
+
+
+def check_jobs(asked: Asked, backend, members: Sequence[Member]) -> None:
+  """ConfigError before anything is created: words that mean nothing, a chip that does not fit, loose code.
+
+  Args:
+    backend: of the cloud: its jobs have a place.
+  """
+  jobs_.read_count(asked.words, "restarts")
+  for key in ("spot", "stacked"):
+    jobs_.read_switch(asked.words, key)
+  patch = jobs_.read_switch(asked.words, "patch")
+  for job in backend.jobs(members):
+    backend.place(job)
+  codes.check(patch)
 
 
 def local_folder(asked: Asked, on: str) -> pathlib.Path:

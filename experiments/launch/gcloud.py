@@ -166,7 +166,7 @@ class Gcloud:
     self.poll = ask
 
   def jobs(self, members: Sequence[Member]) -> list[Job]:
-    return cloud.jobs_of(self.asked, members, self._words.get("stacked") == "yes")
+    return cloud.jobs_of(self.asked, members, jobs_.read_switch(self._words, "stacked"))
 
   def room(self, working: int) -> int:
     return jobs_.limited(1 << 30, self.asked.workers, working)
@@ -183,7 +183,7 @@ class Gcloud:
   def submit(self, jobs: Sequence[Job], locks: Sequence[Sequence[Lock]]) -> list[Ticket]:
     if not jobs:
       return []
-    files = self.files(jobs, codes.bundle(self.folder, self._words.get("patch") == "yes"))
+    files = self.files(jobs, codes.bundle(self.folder, jobs_.read_switch(self._words, "patch")))
     self.folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
       (self.folder / name).write_text(content, encoding="utf-8")
@@ -214,7 +214,7 @@ class Gcloud:
 
   def dry_run(self, members: Sequence[Member]) -> str:
     code = codes.Code(
-      codes.check(self._words.get("patch") == "yes"), self.folder / "code.bundle", None
+      codes.check(jobs_.read_switch(self._words, "patch")), self.folder / "code.bundle", None
     )
     files = self.files(self.jobs(members), code)
     parts = [f"# ==> {self.folder / name}\n{content}" for name, content in files.items()]
@@ -247,7 +247,7 @@ class Gcloud:
         name=name, vms=" ".join(vms),
         nodes=f"--node-count={placed.slices} --node-prefix={name}" if many else f"--node-id={name}",
         accelerator=placed.accelerator(family.gcloud), runtime=family.runtime,
-        spot=" --spot" if self._words.get("spot", "yes") == "yes" else "",
+        spot=" --spot" if jobs_.read_switch(self._words, "spot", True) else "",
       ),
       TRAIN, MAIN_CREATE,
     ])  # fmt: skip
@@ -294,15 +294,15 @@ def make(asked: Asked, members: Sequence[Member]) -> Gcloud:
   for key in ("zone", "project", "vms"):
     if not re.fullmatch(r"[\w.:,-]*", asked.words.get(key, "")):
       raise ConfigError(f"with={key}={asked.words[key]}: must be a name; correct it")
-  for key in ("spot", "stacked", "patch"):
-    if asked.words.get(key, "no") not in ("yes", "no"):
-      raise ConfigError(f"with={key}={asked.words[key]}: must be yes or no; use yes")
+  for key in ("spot", "stacked"):
+    jobs_.read_switch(asked.words, key)
+  patch = jobs_.read_switch(asked.words, "patch")
   backend = Gcloud(asked)
   jobs = backend.jobs(members)
   if not backend.vms:
     for job in jobs:
       backend.place(job)
-  codes.check(asked.words.get("patch") == "yes")
+  codes.check(patch)
   if not asked.dry_run:
     _need_gcloud()
     out = subprocess.run(

@@ -184,6 +184,14 @@ def read_count(words: Mapping[str, str], key: str, default: int | None = None) -
   return int(words[key])
 
 
+def read_switch(words: Mapping[str, str], key: str, default: bool = False) -> bool:
+  """yes or no among the words of a back end."""
+  word = words.get(key, "yes" if default else "no")
+  if word not in ("yes", "no"):
+    raise ConfigError(f"with={key}={word}: must be yes or no; use yes")
+  return word == "yes"
+
+
 def limited(room: float, workers: int | None, working: int) -> int:
   """Jobs there is room for when --workers limits them."""
   return int(min(room, math.inf if workers is None else max(0, workers - working), 1 << 30))

@@ -53,7 +53,7 @@ class JobSet:
     self.poll = ask
 
   def jobs(self, members: Sequence[Member]) -> list[Job]:
-    return cloud.jobs_of(self.asked, members, self._words.get("stacked") == "yes")
+    return cloud.jobs_of(self.asked, members, jobs_.read_switch(self._words, "stacked"))
 
   def room(self, working: int) -> int:
     return jobs_.limited(math.inf, self.asked.workers, working)
@@ -70,7 +70,7 @@ class JobSet:
     if not jobs:
       return []
     placed = [self.place(job) for job in jobs]
-    code = codes.bundle(self.folder, self._words.get("patch") == "yes")
+    code = codes.bundle(self.folder, jobs_.read_switch(self._words, "patch"))
     self._upload(jobs, code)
     tickets = []
     for job, placement in zip(jobs, placed, strict=True):
@@ -94,7 +94,7 @@ class JobSet:
     return _kubectl(self._space(), "logs", "--selector", label, "--tail=-1").stdout
 
   def dry_run(self, members: Sequence[Member]) -> str:
-    commit = codes.check(self._words.get("patch") == "yes")
+    commit = codes.check(jobs_.read_switch(self._words, "patch"))
     code = codes.Code(commit, self.folder / "code.bundle", None)
     parts = []
     for job in self.jobs(members):
@@ -164,7 +164,7 @@ class JobSet:
     pod: dict[str, object] = {"restartPolicy": "Never"}
     if "account" in self._words:
       pod["serviceAccountName"] = self._words["account"]
-    if self._words.get("spot") == "yes":
+    if jobs_.read_switch(self._words, "spot"):
       selector["cloud.google.com/gke-spot"] = "true"
       pod["tolerations"] = [
         {"key": "cloud.google.com/gke-spot", "operator": "Equal", "value": "true", "effect": "NoSchedule"}
@@ -210,14 +210,8 @@ class JobSet:
 def make(asked: Asked, members: Sequence[Member]) -> JobSet:
   """ConfigError where kubectl is missing, the code is not committed, or a chip does not fit."""
   cloud.check_folder(asked, "jobset")
-  for key in ("spot", "stacked", "patch"):
-    if asked.words.get(key, "no") not in ("yes", "no"):
-      raise ConfigError(f"with={key}={asked.words[key]}: must be yes or no; use yes")
-  jobs_.read_count(asked.words, "restarts")
   backend = JobSet(asked)
-  for job in backend.jobs(members):
-    backend.place(job)
-  codes.check(asked.words.get("patch") == "yes")
+  cloud.check_jobs(asked, backend, members)
   if not asked.dry_run:
     _need_kubectl()
   return backend

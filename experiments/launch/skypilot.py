@@ -46,7 +46,7 @@ class SkyPilot:
     self.poll = ask
 
   def jobs(self, members: Sequence[Member]) -> list[Job]:
-    return cloud.jobs_of(self.asked, members, self._words.get("stacked") == "yes")
+    return cloud.jobs_of(self.asked, members, jobs_.read_switch(self._words, "stacked"))
 
   def room(self, working: int) -> int:
     return jobs_.limited(math.inf, self.asked.workers, working)
@@ -63,7 +63,7 @@ class SkyPilot:
       return []
     placed = [self.place(job) for job in jobs]  # errors before anything is created
     folder = cloud.local_folder(self.asked, self.name)
-    code = codes.bundle(folder, self._words.get("patch") == "yes")
+    code = codes.bundle(folder, jobs_.read_switch(self._words, "patch"))
     folder.mkdir(parents=True, exist_ok=True)
     tickets = []
     for job, placement in zip(jobs, placed, strict=True):
@@ -87,7 +87,7 @@ class SkyPilot:
     return _sky("jobs", "logs", "--no-follow", "--name", ticket.id).stdout
 
   def dry_run(self, members: Sequence[Member]) -> str:
-    commit = codes.check(self._words.get("patch") == "yes")
+    commit = codes.check(jobs_.read_switch(self._words, "patch"))
     folder = cloud.local_folder(self.asked, self.name)
     code = codes.Code(commit, folder / "code.bundle", None)
     parts = []
@@ -113,7 +113,7 @@ class SkyPilot:
       resources["accelerators"] = {family.sky: placement.per_host}
       if placement.hosts > 1:
         task["num_nodes"] = placement.hosts
-    resources["use_spot"] = self._words.get("spot", "yes") == "yes"
+    resources["use_spot"] = jobs_.read_switch(self._words, "spot", True)
     restarts = jobs_.read_count(self._words, "restarts", 0)
     resources["job_recovery"] = {
       "strategy": "EAGER_NEXT_REGION",
@@ -138,14 +138,8 @@ class SkyPilot:
 def make(asked: Asked, members: Sequence[Member]) -> SkyPilot:
   """ConfigError where `sky` is missing, the code is not committed, or a chip does not fit."""
   cloud.check_folder(asked, "skypilot")
-  for key in ("spot", "stacked", "patch"):
-    if asked.words.get(key, "no") not in ("yes", "no"):
-      raise ConfigError(f"with={key}={asked.words[key]}: must be yes or no; use yes")
-  jobs_.read_count(asked.words, "restarts")
   backend = SkyPilot(asked)
-  for job in backend.jobs(members):
-    backend.place(job)
-  codes.check(asked.words.get("patch") == "yes")
+  cloud.check_jobs(asked, backend, members)
   if not asked.dry_run:
     _need_sky()
   return backend

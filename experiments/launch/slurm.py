@@ -102,7 +102,7 @@ class Slurm:
 
   def jobs(self, members: Sequence[Member]) -> list[Job]:
     settings = self._asked.settings
-    if self._words.get("stacked") == "yes":
+    if jobs_.read_switch(self._words, "stacked"):
       return stacks.stacked_jobs(_absolute(members), settings, self._asked.stack)
     return jobs_.local_jobs(_absolute(members), settings)
 
@@ -239,8 +239,7 @@ def make(asked: Asked, members: Sequence[Member]) -> Slurm:
     raise ConfigError(f"with=gpus_per_node={gpus}: must be a whole number; use 8, or 0 for CPUs")
   gpus = gpus_of(out.stdout, asked.words.get("partition")) if gpus is None else int(gpus)
   jobs_.read_count(asked.words, "cpus_per_task")
-  if asked.words.get("stacked", "no") not in ("yes", "no"):
-    raise ConfigError(f"with=stacked={asked.words['stacked']}: must be yes or no; use yes")
+  jobs_.read_switch(asked.words, "stacked")
   for member in members:
     layout(devices_needed(member.asked), gpus)
   if "chip" in asked.words:
