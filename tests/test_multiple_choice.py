@@ -54,6 +54,16 @@ def test_scores_are_sums_of_log_probabilities(decoder):
     assert scored.bytes == len(pair[1]) - 1
 
 
+def test_what_all_texts_begin_with_is_read_once_and_changes_no_score(decoder):
+  loaded = load(decoder)
+  pairs = [("the same words before them all, " + a, f" {b}") for a in "no" for b in ("c", "de f")]
+  rows = [([loaded.tokenizer.start_id, *loaded.tokenizer.encode(a + b)], len(a)) for a, b in pairs]
+  assert task._shared(rows) == 33 > task.STEP
+  for pair, scored in zip(pairs, task.score(loaded, pairs), strict=True):
+    log_p, tokens = by_hand(loaded, *pair)
+    assert scored.tokens == tokens and scored.log_p == pytest.approx(log_p, rel=1e-4)
+
+
 def test_accuracies_follow_from_the_scores_and_may_differ(decoder, tmp_path, capsys):
   loaded, file = load(decoder), lines(tmp_path / "q.jsonl", ROWS)
   answers, right = [0, 2, 1], {"raw": 0, "per_token": 0, "per_byte": 0}
@@ -101,3 +111,12 @@ def test_a_file_that_does_not_fit_is_refused_in_one_line(decoder, tmp_path, rows
   file.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows))
   with pytest.raises(ConfigError, match=message):
     task.evaluate(decoder, f"{file}{after}", "best")
+
+
+def test_a_model_that_reads_a_source_is_refused(tmp_path):
+  workdir, file = tmp_path / "pairs", lines(tmp_path / "q.jsonl", ROWS)
+  run(workdir, config="configs/transformer.py", tiny={}, train__steps=1, eval__every_steps=1)
+  with pytest.raises(
+    ConfigError, match=r"model\.family=encoder_decoder does not go on with a text"
+  ):
+    task.evaluate(workdir, str(file), "best")

@@ -30,6 +30,7 @@ from lm.runs.load import LoadedRun, load
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 TOKENS = 2048  # of a batch
 STEP = 32  # widths of batches are multiples of it: few compilations
+SCORED = 8  # and those of the scored places multiples of this
 
 
 class Question(NamedTuple):
@@ -60,9 +61,11 @@ def evaluate(workdir: pathlib.Path, path: str, checkpoint: str) -> dict[str, flo
       "use fewer"
     )
   run = load(workdir, checkpoint)
-  if family_of(run.cfg.model).init_cache is None:
+  family = family_of(run.cfg.model)
+  if family.init_cache is None or family.reads_source:
     raise ConfigError(
-      f"task=multiple_choice:{path}: model.family={run.cfg.model.family} gives no next token; use a decoder"
+      f"task=multiple_choice:{path}: model.family={run.cfg.model.family} does not go on with a text; use a "
+      "decoder"
     )
   before = "".join(f"{q.text} {q.choices[q.answer]}\n\n" for q in questions[:shots])
   asked = questions[shots:]
@@ -106,32 +109,65 @@ def score(run: LoadedRun, pairs: Sequence[tuple[str, str]]) -> list[Scored]:
       )
     rows.append(([t.start_id, *whole], first))
 
-  @jax.jit
-  def log_likelihoods(params, tokens_BL, targets_BL, weights_BL):
-    logits_BLV: Any = run.model.apply({"params": params}, tokens_BL)
-    log_p_BLV = jax.nn.log_softmax(logits_BLV.astype(jnp.float32))
-    log_p_BL = jnp.take_along_axis(log_p_BLV, targets_BL[..., None], axis=-1)[..., 0]
-    return (weights_BL * log_p_BL).sum(axis=-1)
-
+  cfg, shared = run.cfg.model, _shared(rows)
+  prefix_P = np.asarray(rows[0][0][:shared], np.int32) if rows else np.zeros(0, np.int32)
+  log_likelihoods = _make_log_likelihoods(run.model)
   found: list[Scored | None] = [None] * len(rows)
   order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
   at = 0
   while at < len(order):
-    width = _width(rows[order[at]][0], run.cfg.model.seq_len)
+    width = _up(len(rows[order[at]][0]) - 1 - shared, STEP, cfg.seq_len - shared)
     n = max(1, TOKENS // width)
-    chosen = [i for i in order[at : at + n] if len(rows[i][0]) - 1 <= width]
+    chosen = [i for i in order[at : at + n] if len(rows[i][0]) - 1 - shared <= width]
+    most = _up(max(len(rows[i][0]) - 1 - rows[i][1] for i in chosen), SCORED, width)
     ids = np.zeros((n, width + 1), np.int32)
-    weights = np.zeros((n, width), np.float32)
+    places, weights = np.zeros((n, most), np.int32), np.zeros((n, most), np.float32)
     for row, i in enumerate(chosen):
       tokens, first = rows[i]
-      ids[row, : len(tokens)] = tokens
-      weights[row, first : len(tokens) - 1] = 1
-    sums = np.asarray(log_likelihoods(run.params, ids[:, :-1], ids[:, 1:], weights))
+      ids[row, : len(tokens) - shared] = tokens[shared:]
+      scored = len(tokens) - 1 - first
+      places[row, :scored] = first - shared + np.arange(scored)
+      weights[row, :scored] = 1
+    sums = np.asarray(log_likelihoods(run.params, prefix_P, ids, places, weights))
     for row, i in enumerate(chosen):
       size = len(pairs[i][1].removeprefix(" ").encode())
       found[i] = Scored(float(sums[row]), int(weights[row].sum()), size)
     at += len(chosen)
   return [one for one in found if one is not None]
+
+
+def _shared(rows: Sequence[tuple[list[int], int]]) -> int:
+  """Tokens that all rows begin with and none scores, such as examples; 0 where they are few."""
+  most = min((first for _, first in rows), default=0)
+  same = next((i for i in range(most) if any(row[i] != rows[0][0][i] for row, _ in rows)), most)
+  return same if same >= STEP else 0
+
+
+def _make_log_likelihoods(model: Any):
+  """Compiled (params, prefix_P, tokens_BL+1, places_BC, weights_BC) -> log p of each row's tokens.
+
+  What all rows begin with is read once for a batch, and logits are those of the places that count.
+  """
+
+  @jax.jit
+  def log_likelihoods(params, prefix_P, ids_BL, places_BC, weights_BC):
+    variables, tokens_BL = {"params": params}, ids_BL[:, :-1]
+    rows, length = tokens_BL.shape
+    if prefix_P.size:
+      init_cache: Any = family_of(model.cfg).init_cache
+      cache = init_cache(model.cfg, 1, prefix_P.size + length)
+      cache = model.apply(variables, prefix_P[None], cache, method="extend")[1]
+      cache = cache.rows(jnp.zeros(rows, jnp.int32))
+      x_BLD = model.apply(variables, tokens_BL, cache, method="extend")[0]
+    else:
+      x_BLD = model.apply(variables, tokens_BL, method="hidden")
+    x_BCD = jnp.take_along_axis(x_BLD, jnp.expand_dims(places_BC, 2), axis=1)
+    log_p_BCV = jax.nn.log_softmax(model.apply(variables, x_BCD, method="logits"))
+    targets_BC = jnp.take_along_axis(ids_BL, places_BC + 1, axis=1)
+    log_p_BC = jnp.take_along_axis(log_p_BCV, jnp.expand_dims(targets_BC, 2), axis=2)[..., 0]
+    return (weights_BC * log_p_BC).sum(axis=1)
+
+  return log_likelihoods
 
 
 def read(file: str) -> list[Question]:
@@ -180,5 +216,6 @@ def _split(path: str) -> tuple[str, int]:
   return (shots[1], int(shots[2])) if shots else (path, 0)
 
 
-def _width(row: Sequence[int], seq_len: int) -> int:
-  return min(-(-(len(row) - 1) // STEP) * STEP, seq_len)
+def _up(n: int, step: int, most: int) -> int:
+  """n rounded up to a multiple of `step`, at most `most`."""
+  return min(-(-n // step) * step, most)
