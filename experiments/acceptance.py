@@ -107,6 +107,23 @@ def analyse(ledger):
   }
 
 
+def pictures(ledger, results):
+  """Of each size at 4 S: what the law says with its interval, and what the trained ones came to."""
+  from experiments.report import charts
+
+  sizes = results["sizes at 4 S"]
+  dots = [{"x": c["n_params"], "y": c["law says"], "low": c["low"], "high": c["high"],
+           "by": "the law of short runs, 95 %", "split": ""} for c in sizes]  # fmt: skip
+  dots += [{"x": c["n_params"], "y": c["loss"], "by": "trained", "split": ""}
+           for c in sizes if c["loss"] is not None]  # fmt: skip
+  chart = charts.panels(
+    dots, [], ("parameters N", "loss at 4 S (nats/token)"), {"": ""}, "", log_y=False
+  )
+  return {
+    "predicted": (chart, "The loss at 4 S by size: predicted, with 95 % intervals, and trained.")
+  }
+
+
 def _candidate(fit, scale, size, trained) -> dict[str, Any]:
   """What the law says of a size at 4 S: the loss of a new run and its 95 % interval."""
   run = _run(scale, size, MORE * budget(scale))

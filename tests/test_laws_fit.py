@@ -47,6 +47,7 @@ CASES = {
   "saturating": (350.0, 1.6, 0.12),
   "overtraining": (141.0, 190.0, 1.51, 0.121),
   "data_constrained": (521.0, 1488.0, 1.87, 0.35, 0.35, 15.4, 5.3),
+  "critical_batch": (482.0, 2085.0, 1.82, 0.35, 0.37, 2e2, 0.45, 0.05),
   "downstream": (0.85, 2.1, 0.7),
 }
 
@@ -57,6 +58,7 @@ def test_every_law_finds_its_own_parameters(name):
   x = grid() | {"steps": 10 ** rng.uniform(3, 5, 48), "loss": rng.uniform(2, 5, 48)}
   x["flops"] = 6 * x["n_params"] * x["n_tokens"]
   x["unique_tokens"] = x["n_tokens"] / np.tile([1.0, 4.0, 16.0, 60.0], 12)
+  x["batch"] = rng.permutation(np.geomspace(1e5, 1e7, 48))
   y = intervals.predict(law, law.working(np.array(CASES[name])), x)
   columns = {k: x[k] for k in law.inputs} | {law.target: np.exp(y) if law.link == "log" else y}
   f = laws.fit_table(

@@ -29,6 +29,7 @@ ALIASES = {
            "train_loss", "cross_entropy"),
   "unique_tokens": ("unique_tokens", "unique tokens", "u"),
   "steps": ("steps", "n_steps", "train_steps", "num_train_steps"),
+  "batch": ("batch", "batch_tokens", "tokens_per_batch", "tokens_per_step"),
   "error": ("error", "err", "downstream_error"),
 }  # fmt: skip
 OPTIONS = {"n_params": "--params", "n_tokens": "--tokens", "flops": "--flops", "loss": "--loss",

@@ -14,6 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+NEWTON_STEPS = (
+  4  # and two more: to the last digits of float64 from b / Bc = 1e-4 to 1e4, at |p| <= 0.8
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Param:
@@ -192,6 +196,44 @@ def data_constrained_starts(x, y_n):
   return np.array(rows)
 
 
+def critical_batch(theta, x):
+  """log(E + A / N^alpha + B / D1^beta); D = D1 (1 + b / Bc), Bc = k D1^p N^q.
+
+  D1 is what a small batch would need for the same loss. Newton steps in log D1 find it; through the last
+  two of them derivatives pass, which are exact up to the third.
+  """
+  log_a, log_b, log_e, alpha, beta, log_k, p, q = theta
+  log_n, log_d = jnp.log(x["n_params"]), jnp.log(x["n_tokens"])
+  over = jnp.log(x["batch"]) - log_k - q * log_n  # log(b / Bc) = over - p log D1
+
+  def newton(log_d1, over, p):
+    log_ratio = over - p * log_d1
+    share = jax.nn.sigmoid(log_ratio)  # b / (b + Bc)
+    miss = log_d - log_d1 - jnp.logaddexp(0.0, log_ratio)
+    return log_d1 + miss / jnp.maximum(1.0 - p * share, 0.1)
+
+  still = jax.lax.stop_gradient((log_d - jnp.logaddexp(0.0, over - p * log_d), over, p))
+  log_d1 = jax.lax.fori_loop(0, NEWTON_STEPS, lambda _, u: newton(u, *still[1:]), still[0])
+  log_d1 = newton(newton(jax.lax.stop_gradient(log_d1), over, p), over, p)
+  return log_sum_exp(log_a - alpha * log_n, log_b - beta * log_d1, log_e)
+
+
+def critical_batch_starts(x, y_n):
+  log_n, log_d, y = np.log(x["n_params"]).mean(), np.log(x["n_tokens"]).mean(), y_n.mean()
+  spread = np.log(np.quantile(x["batch"], (0.1, 0.5, 0.9)))
+  grid = itertools.product(
+    (0.2, 0.6), (0.2, 0.5), (0.15, 0.4), (0.15, 0.4, 0.8), spread, (0.0, 0.5), (0.0, 0.4)
+  )
+  rows = []
+  for above, share, alpha, beta, log_bc, p, q in grid:
+    top = y + np.log(above)
+    log_a, log_b = top + np.log(share) + alpha * log_n, top + np.log(1 - share) + beta * log_d
+    rows.append(
+      (log_a, log_b, y + np.log(1 - above), alpha, beta, log_bc - p * log_d - q * log_n, p, q)
+    )
+  return np.array(rows)
+
+
 def downstream(theta, x):
   """eps - k exp(-gamma L): average top-1 error from loss."""
   log_eps, log_k, log_gamma = theta
@@ -308,6 +350,21 @@ LAWS = {
       data_constrained,
       data_constrained_starts,
       "Muennighoff et al. 2023, arXiv:2305.16264 §3.1",
+    ),
+    Law(
+      "critical_batch",
+      "L = E + A / N^alpha + B / D1^beta, D = D1 (1 + batch / Bc), Bc = k D1^p N^q",
+      (
+        *(_A, _B, _E, _ALPHA, _BETA),
+        Param("k", True, "scale of the critical batch"),
+        Param("p", False, "exponent of the critical batch in tokens"),
+        Param("q", False, "exponent of the critical batch in parameters"),
+      ),
+      ("n_params", "n_tokens", "batch"),
+      critical_batch,
+      critical_batch_starts,
+      "McCandlish et al. 2018, arXiv:1812.06162 eq. 2.11 (steps against examples); Zhang et al. 2024, "
+      "arXiv:2410.21676 §3",
     ),
     Law(
       "downstream",

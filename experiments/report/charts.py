@@ -409,6 +409,63 @@ def response(rows: Sequence[Mapping], x: str, by: str | None, split: str | None)
   return finish(alt.concat(*panels, columns=2))
 
 
+def panels(
+  dots: Sequence[Mapping],
+  lines: Sequence[Mapping],
+  titles: tuple[str, str],
+  heads: Mapping,
+  by: str,
+  log_x: bool = True,
+  log_y: bool = False,
+  width: int | None = None,
+):
+  """What was measured (dots, with a bar from `low` to `high` where they have them) on lines that explain it.
+
+  Args:
+    dots, lines: x, y, `by` (a number or a word: the colour), `split` (a key of `heads`: the panel).
+    titles: of x and of y.
+    heads: {split: the words over its panel}; the panels stand in this order, three in a row.
+    by: title of the colours' legend.
+  """
+  everything = [*dots, *lines]
+  xs = make_axis([p["x"] for p in everything], titles[0], log_x)
+  tall = [v for p in everything for v in (p["y"], p.get("low"), p.get("high")) if v is not None]
+  ys = make_axis(tall, titles[1], log_y)
+  number = lambda v: short(v) if isinstance(v, int | float) else str(v)
+  order = [number(v) for v in sorted({p["by"] for p in everything})]
+  order = (
+    order
+    if all(isinstance(p["by"], int | float) for p in everything)
+    else sorted(order, key=natural)
+  )
+  legend = alt.Legend(title=by, titleLimit=200, labelLimit=260) if len(order) > 1 else None
+  scale = alt.Scale(domain=order, range=compute_colors(len(order)))
+  color = alt.Color("by:N", scale=scale, legend=legend)
+  shown = lambda rows, split: data(
+    [{**{k: p.get(k) for k in ("x", "y", "low", "high")}, "by": number(p["by"])}
+     for p in rows if p["split"] == split]
+  )  # fmt: skip
+  width = width or (420 if len(heads) == 1 else 200)
+  made = []
+  for i, (split, head) in enumerate(heads.items()):
+    side = ys if i % 3 == 0 else ys.untitled()
+    base, points = alt.Chart(shown(lines, split)), alt.Chart(shown(dots, split))
+    layers = []
+    if any(p["split"] == split for p in lines):
+      drawn = base.mark_line(strokeWidth=1.4, clip=True)
+      layers.append(drawn.encode(xs.x("x"), side.y("y"), color, order="x:Q"))
+    if any(p["split"] == split and p.get("low") is not None for p in dots):
+      bars = points.mark_rule(strokeWidth=1.2, clip=True)
+      layers.append(bars.encode(xs.x("x"), side.y("low"), color, y2="high:Q"))
+    if any(p["split"] == split for p in dots):
+      circles = points.mark_circle(size=34, opacity=1, stroke="white", strokeWidth=0.5)
+      layers.append(circles.encode(xs.x("x"), side.y("y"), color, tooltip=tips("x", "y", "by")))
+    chart = alt.layer(*layers)
+    titled = panel(chart, "abcdefgh"[i % 8], head, width) if len(heads) > 1 else None
+    made.append(titled or chart.properties(width=width, height=HEIGHT))
+  return finish(alt.concat(*made, columns=3))
+
+
 def _least(points: Sequence[Mapping], judge: Judge) -> dict:
   """The best mean over repeats of one line."""
   losses = {}

@@ -100,6 +100,9 @@ def _write_sections(page, experiment, rows, results, why_not, path, command) -> 
     page.doc(about)
   page.section("Findings")
   _findings(page, experiment, results, why_not)
+  if experiment.pictures and results:
+    for name, (chart, caption) in experiment.pictures(done, results).items():
+      page.figure(chart, name, caption)
   page.section("Design")
   _design(page, experiment, rows)
   page.section("Runs")
@@ -164,6 +167,11 @@ def write_comparison(rows: Sequence[Mapping], result: Mapping, out: str) -> path
   return page.write(path, "Comparison", f'<header class="title">{title}</header>', FOOTER)
 
 
+def analysed(experiment: Experiment, done: Ledger) -> Mapping:
+  """What the experiment's analysis says of its finished runs, flat, as its claims are set against it."""
+  return fits.flatten(experiment.analyse(done)) if experiment.analyse else {}
+
+
 def _analyse(experiment: Experiment, done: Ledger) -> tuple[Mapping, str | None]:
   """(results, None), or ({}, why there are none)."""
   if experiment.analyse is None:
@@ -174,7 +182,7 @@ def _analyse(experiment: Experiment, done: Ledger) -> tuple[Mapping, str | None]
   if not done:
     return {}, "No run is done yet, so there is nothing to analyse."
   try:
-    return fits.flatten(experiment.analyse(done)), None
+    return analysed(experiment, done), None
   except (
     ValueError
   ) as error:  # ConfigError too: too few runs, a missing column, a degenerate design

@@ -5,6 +5,8 @@ experiments/NAME.py has
   runs()           yields Run(name, overrides); runs(scale="cpu") where it comes in several sizes
   analyse(ledger)  optional: {what: Estimate | fit | table} from the runs that are done
   claims           optional: a tuple of experiments.claims.Claim
+  pictures(ledger, results) optional: {name: (chart, caption)} of what the report's own figures do not
+                   show; results are what analyse returns
   halving          optional: an experiments.halving.Halving
   law              optional: the law in N and D that its runs must carry, a key of
                    experiments.laws.LAWS or "isoflop"; `plan` and `run` refuse a design that cannot.
@@ -72,6 +74,7 @@ class Experiment:
   doc: str
   runs: tuple[Run, ...]
   analyse: Callable | None = None
+  pictures: Callable | None = None
   claims: tuple = ()
   halving: object | None = None
   law: str | None = None
@@ -136,6 +139,7 @@ def load(name: str, scale: str | None = None) -> Experiment:
     doc=module.__doc__ or "",
     runs=made,
     analyse=getattr(module, "analyse", None),
+    pictures=getattr(module, "pictures", None),
     claims=tuple(getattr(module, "claims", ())),
     halving=getattr(module, "halving", None),
     law=law,

@@ -1,0 +1,72 @@
+"""Is the best size a power law over a hundredfold of compute, with one shape of model and with seeds?
+
+The isoFLOP study of experiments/chinchilla.py (Hoffmann et al. 2022, arXiv:2203.15556, approach 2) again,
+without what was open to doubt there: its budgets span a factor of 10, its sizes go from 8 to 32 in width
+over depth, and it has one run a setting.
+
+Scientific: model size and training tokens, at five compute budgets a factor of 3.2 apart.
+Nuisance: optim.peak_lr, carried across widths by muP from the sweep `runs(scale="lr")`; seed, three a
+setting, two and one at the two largest budgets.
+Fixed: width 4 times the depth, two heads, bytes as tokens, context 64, 512 bytes a step, linear decay to 0.
+Budget: 5 budgets of 4e9 to 4e11 FLOPs (6ND) x 4 or 5 sizes x 1 to 3 seeds, 4.1e12 in all.
+With --scale gpu: 1e14 to 1e16 FLOPs, width 64 times the depth; it was not run.
+Done when every slice's best size lies inside the slice, and a straight path of optima is not rejected.
+"""
+
+from experiments import chinchilla
+from experiments.chinchilla import BARE_A, LAW_A, SLICES_A, claims  # noqa: F401
+from experiments.ledger.compare import seed_noise
+from experiments.sweep import Run
+from experiments.sweep.small import SMALL
+
+law = {"cpu": "chinchilla", "gpu": "chinchilla"}
+
+BUDGETS = {"cpu": (4e9, 1.3e10, 4e10, 1.3e11, 4e11), "gpu": (1e14, 3.2e14, 1e15, 3.2e15, 1e16)}
+DEPTHS = ((1, 5), (1, 6), (2, 7), (3, 8), (4, 9))  # that each budget is spent on: first, end
+SEEDS = (3, 3, 3, 2, 1)  # of each budget
+RATIO = {"cpu": 4, "gpu": 64}  # width over depth
+LEARNING_RATES = (4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2)
+SETTINGS = SMALL | {
+  "model.parameterization": "mup",
+  "model.base_width": 16,
+  "model.base_head_dim": 8,
+  "optim.schedule": "linear",
+  "optim.peak_lr": 1.6e-2,
+  "train.flops_convention": "6ND",
+  "eval.every_steps": 1_000_000,  # at the end alone
+}
+GPU = {
+  "model.seq_len": 512, "model.base_width": 128, "model.base_head_dim": 64, "model.dtype": "bfloat16",
+  "train.batch_size": 32, "optim.peak_lr": 4e-3, "log.every_steps": 100,
+}  # fmt: skip
+
+
+def runs(scale: str = "cpu"):
+  """ "lr" is the sweep of the nuisance, at two sizes near the optimum of two budgets."""
+  if scale == "lr":
+    for depth, flops in ((2, BUDGETS["cpu"][0]), (5, BUDGETS["cpu"][2])):
+      for rate in LEARNING_RATES:
+        yield _run("cpu", depth, flops, 0, {"optim.peak_lr": rate})
+    return
+  for flops, (first, end), seeds in zip(BUDGETS[scale], DEPTHS, SEEDS, strict=True):
+    for depth in range(first, end):
+      for seed in range(seeds):
+        yield _run(scale, depth, flops, seed)
+
+
+def _run(scale, depth, flops, seed, more=None):
+  width = RATIO[scale] * depth
+  shape = {"model.width": width, "model.depth": depth, "train.flops": flops, "seed": seed}
+  shape["model.heads"] = 2 if scale == "cpu" else depth
+  settings = SETTINGS | (GPU if scale == "gpu" else {}) | shape | (more or {})
+  rate = f",lr={settings['optim.peak_lr']:g}" if more else ""
+  return Run(f"flops={flops:.1e},width={width},seed={seed}{rate}".replace("+", ""), settings)
+
+
+def analyse(ledger):
+  """As experiments/chinchilla.py, and how much of a loss is the seed."""
+  noise = seed_noise(list(ledger))
+  return {
+    **chinchilla.analyse(ledger),
+    "seed noise of a loss": noise.summary() if noise else "no seeds",
+  }
