@@ -16,7 +16,7 @@ Done when the tolerance of both ladders, with and without the bad rung, is known
 import numpy as np
 
 from experiments import laws
-from experiments.isoflop_wide import GPU, RATIO, SETTINGS
+from experiments.isoflop_wide import GPU, RATE, RATIO, SETTINGS
 from experiments.lr_sweep import mean_estimate
 from experiments.report.claims import Claim, Estimate
 from experiments.sweep import Run
@@ -49,8 +49,8 @@ def runs(scale: str = "cpu"):
     yield from _rung(scale, depth, steps, "well")
   depth = BAD[scale]
   steps = RUNGS[scale][depth]
-  rate = (SETTINGS | (GPU if scale == "gpu" else {}))["optim.peak_lr"]
-  yield from _rung(scale, depth, steps, "rate", {"optim.peak_lr": FAULTS["rate"] * rate})
+  rate = FAULTS["rate"] * RATE[scale]
+  yield from _rung(scale, depth, steps, "rate", {"optim.peak_lr": rate})
   short = round(FAULTS["tokens"] * steps / READINGS) * READINGS
   yield from _rung(scale, depth, short, "tokens")
 

@@ -75,7 +75,7 @@ def runs(scale: str = "cpu"):
             "train.batch_size": batch, "optim.peak_lr": rate, "seed": seed,
           }  # fmt: skip
           if scale == "gpu":
-            changes |= GPU | {"model.heads": width // 64}
+            changes = {**changes, **GPU, "model.heads": width // 64}
           yield Run(
             f"width={width},tokens={tokens},batch={batch},lr={rate:g},seed={seed}",
             SETTINGS | changes,

@@ -61,8 +61,8 @@ def analyse(ledger):
   widest = max((width for _, width, _ in best), default=None)
   shares = []
   for seed in SEEDS:
-    each = [best.get((kind, widest, seed)) for kind in KINDS]
-    if None not in each and each[0] != each[2]:
-      shares.append((each[0] - each[1]) / (each[0] - each[2]))
+    if all((kind, widest, seed) in best for kind in KINDS):
+      plain, embedding, mup = (best[kind, widest, seed] for kind in KINDS)
+      shares.append((plain - embedding) / (plain - mup))
   found = {SHARE: mean_estimate(np.array(shares))} if shares else {}
   return {**found, "best losses": table}

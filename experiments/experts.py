@@ -22,7 +22,8 @@ RATES = (4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2)
 MIXTURE = {
   "model.experts": 8, "model.experts_per_token": 2, "model.capacity_factor": None,
 }  # fmt: skip
-KINDS = {"dense": {"model.mlp_dim": 96}, "experts": MIXTURE | {"model.mlp_dim": 48}}
+KINDS = {"dense": {}, "experts": MIXTURE}
+MLP = {"dense": 96, "experts": 48}
 BEST = {"dense": 1.6e-2, "experts": 1.6e-2}  # until --scale lr has been run
 MULTIPLIER = "compute multiplier of experts against dense, E shared"
 claims = (
@@ -40,6 +41,7 @@ def runs(scale: str = "cpu"):
       for rate in RATES:
         for seed in SEEDS[:2]:
           changes = {"optim.peak_lr": rate, "seed": seed, "train.steps": 400}
+          changes["model.mlp_dim"] = MLP[name]
           yield Run(f"{name},lr={rate:g},seed={seed}", SMALL | kind | changes)
     return
   settings, factor, mlp = (SMALL, 1.0, 1) if scale == "cpu" else (SMALL | GPU, 0.1, 8)
@@ -49,9 +51,7 @@ def runs(scale: str = "cpu"):
   recipes = [
     race.Recipe(
       name,
-      settings
-      | kind
-      | {"model.mlp_dim": mlp * kind["model.mlp_dim"], "optim.peak_lr": factor * BEST[name]},
+      settings | kind | {"model.mlp_dim": mlp * MLP[name], "optim.peak_lr": factor * BEST[name]},
     )
     for name, kind in KINDS.items()
   ]

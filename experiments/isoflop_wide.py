@@ -25,19 +25,20 @@ BUDGETS = {"cpu": (4e9, 1.3e10, 4e10, 1.3e11, 4e11), "gpu": (1e14, 3.2e14, 1e15,
 DEPTHS = ((1, 5), (1, 6), (2, 7), (3, 8), (4, 9))  # that each budget is spent on: first, end
 SEEDS = (3, 3, 3, 2, 1)  # of each budget
 RATIO = {"cpu": 4, "gpu": 64}  # width over depth
+RATE = {"cpu": 1.6e-2, "gpu": 4e-3}
 LEARNING_RATES = (4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2)
 SETTINGS = SMALL | {
   "model.parameterization": "mup",
   "model.base_width": 16,
   "model.base_head_dim": 8,
   "optim.schedule": "linear",
-  "optim.peak_lr": 1.6e-2,
+  "optim.peak_lr": RATE["cpu"],
   "train.flops_convention": "6ND",
   "eval.every_steps": 1_000_000,  # at the end alone
 }
 GPU = {
   "model.seq_len": 512, "model.base_width": 128, "model.base_head_dim": 64, "model.dtype": "bfloat16",
-  "train.batch_size": 32, "optim.peak_lr": 4e-3, "log.every_steps": 100,
+  "train.batch_size": 32, "optim.peak_lr": RATE["gpu"], "log.every_steps": 100,
 }  # fmt: skip
 
 
