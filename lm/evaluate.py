@@ -3,6 +3,7 @@
 examples:
   python -m lm.evaluate --workdir runs/default
   python -m lm.evaluate --workdir runs/default --data "text:books/*.txt" --stride 128 --json
+  python -m lm.evaluate --workdir runs/imported --data text:test.tsv --text_field 0 --label_field 1
   python -m lm.evaluate --workdir runs/default --task samples:prompts.txt
   python -m lm.evaluate --workdir runs/multi30k --task translation:test.en,test.de --beams 5
   python -m lm.evaluate --workdir runs/squad --task squad:dev-v1.1.json --answers answers.jsonl
@@ -14,6 +15,7 @@ import json
 import math
 import pathlib
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -23,6 +25,7 @@ from lm.config.command_line import Parser, reject_unknown, run_main
 from lm.config.errors import ConfigError
 from lm.config.hparams import Hparams
 from lm.config.schema import Config, MeshConfig
+from lm.data.tokenizers import load_tokenizer
 from lm.devices import sharding
 from lm.objectives.objective import Metric, Objective
 from lm.objectives.registry import objective_of
@@ -34,6 +37,7 @@ from lm.tasks.registry import READ, evaluate_task
 from lm.training.compile_cache import keep_compiled
 from lm.training.programs import Programs, extra_of, make_programs
 
+FIELDS = ("text_field", "pair_field", "label_field")  # of records with labels
 ONE_DEVICE = MeshConfig(replica=1, fsdp=1, expert=1, sequence=1, tensor=1)
 
 
@@ -85,6 +89,7 @@ def evaluate_run(
   checkpoint: str = "best",
   stride: int | None = None,
   max_tokens: int | None = None,
+  fields: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, object]:
   """Scores a trained run.
 
@@ -94,6 +99,8 @@ def evaluate_run(
     checkpoint: "best", "latest" or a step.
     stride: predicted tokens a window; the rest of the window is context. None = whole windows.
     max_tokens: whole documents up to so many tokens; None = all.
+    fields: {"text_field" | "pair_field" | "label_field": how the records of `data` call it}; the run's own
+      if absent.
 
   Returns:
     {"workdir", "step", "data", "fingerprint", the objective's scores, and the set's facts such as "tokens"
@@ -115,7 +122,7 @@ def evaluate_run(
     raise ConfigError(
       f"workdir={workdir}: has no {missing[0]}, as it was imported without; train one with train.init_from"
     )
-  opened = kind.open(cfg)
+  opened = _open(workdir, cfg, data, fields)
   chosen = kind.held_out(opened) if data is None else kind.extra_set(opened, data)
   batches = kind.evaluate(chosen, cfg, max_tokens, stride)
   put = lambda tree, layout: jax.device_put(tree, layout)
@@ -136,6 +143,33 @@ def evaluate_run(
   }
 
 
+def _open(workdir: pathlib.Path, cfg: Config, data: str | None, fields: Mapping[str, str]) -> Any:
+  """What the run was trained on, or, of an imported one with labels, what reads `data` by its labels."""
+  kind = kind_of(cfg)
+  if fields and (data is None or not kind.labelled):
+    key, value = next(iter(fields.items()))
+    raise ConfigError(f"{key}={value}: is of records with labels that --data names; leave it out")
+  renamed = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, **fields))
+  if fields:
+    kind.check(renamed)
+  run = rundir.read_run(workdir)
+  if kind.untrained is None or "labels" not in run or run.get("data"):
+    opened = kind.open(cfg)
+    own = renamed if isinstance(getattr(opened, "cfg", None), Config) else renamed.data
+    return dataclasses.replace(opened, cfg=own) if fields else opened
+  if data is None:
+    raise ConfigError(
+      f"workdir={workdir}: was imported and has no held-out set; name one with --data text:FILE"
+    )
+  labels, classes = tuple(run["labels"]), getattr(cfg.objective, "classes", None)
+  if classes is not None and classes != len(labels):
+    raise ConfigError(
+      f"workdir={workdir}: its {classes} classes came without names (id2label in config.json), so no "
+      "label can be told; add them and import it again"
+    )
+  return kind.untrained(renamed, load_tokenizer(workdir / "tokenizer"), labels)
+
+
 def _score(options) -> dict[str, object]:
   """What the parsed options ask for: a task, or the objective's scores."""
   workdir = bucket.local(options.workdir)
@@ -143,10 +177,11 @@ def _score(options) -> dict[str, object]:
     for name, off in (("beams", 1), ("length_penalty", 1.0), ("limit", None), ("answers", None)):
       if getattr(options, name) != off:
         raise ConfigError(f"{name}={getattr(options, name)}: is of a task; add --task")
+    fields = {key: getattr(options, key) for key in FIELDS if getattr(options, key) is not None}
     return evaluate_run(
-      workdir, options.data, options.checkpoint, options.stride, options.max_tokens
+      workdir, options.data, options.checkpoint, options.stride, options.max_tokens, fields
     )
-  for name in ("data", "stride", "max_tokens"):
+  for name in ("data", "stride", "max_tokens", *FIELDS):
     if getattr(options, name) is not None:
       raise ConfigError(f"{name}={getattr(options, name)}: is not of a task; leave it out")
   task = options.task
@@ -177,6 +212,8 @@ def main(argv: list[str]) -> int:
   parser.add_argument("--checkpoint", default="best", help="best, latest or a step")
   parser.add_argument("--stride", type=int, help="predicted tokens a window, the rest is context")
   parser.add_argument("--max_tokens", type=int, help="whole documents up to so many tokens")
+  for key in FIELDS:
+    parser.add_argument(f"--{key}", help=f"of --data with labels, instead of the run's data.{key}")
   parser.add_argument("--task", help="NAME:FILE instead of the loss, such as summary:test.jsonl")
   parser.add_argument(
     "--beams", type=int, default=1, help="of texts that a task asks for; 1 = greedy"

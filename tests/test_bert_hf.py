@@ -90,6 +90,52 @@ def test_a_folder_goes_in_and_out_with_equal_outputs(kind, tmp_path, capsys):
   assert ours == tokenizer.encode(text, add_special_tokens=False)
 
 
+TEXTS = ["this is an example", "each one.", "another sentences", "w1 w2 w3", "w7 this w9 one"]
+
+
+def test_an_imported_classifier_is_scored_on_records_with_its_labels(tmp_path, capsys):
+  """Its accuracy is that of transformers; no text of its training is needed."""
+  transformers = pytest.importorskip("transformers")
+  model = folder_of("BertForSequenceClassification", tmp_path / "in")
+  run, file = tmp_path / "run", tmp_path / "test.tsv"
+  assert main(["import", "--from", str(tmp_path / "in"), "--workdir", str(run)]) == 0
+  labels = ["world", "sports", "business", "sports", "sports"]
+  file.write_text("".join(f"{t}\t{name}\n" for t, name in zip(TEXTS, labels, strict=True)))
+  tokenizer = transformers.BertTokenizer(str(tmp_path / "in" / "vocab.txt"))
+  logits = [model(**tokenizer(text, return_tensors="pt")).logits for text in TEXTS]
+  said = [LABELS[str(int(each.argmax()))] for each in logits]
+  right = [a == b for a, b in zip(said, labels, strict=True)]
+  words = ["--workdir", str(run), "--data", f"text:{file}", "--text_field", "0"]
+  capsys.readouterr()
+  assert evaluate.main([*words, "--label_field", "1", "--json"]) == 0
+  found = json.loads(capsys.readouterr().out)
+  assert found["accuracy"] == pytest.approx(np.mean(right)) and found["texts"] == 5
+  with pytest.raises(
+    ConfigError, match="was imported and has no held-out set; name one with --data"
+  ):
+    evaluate.evaluate_run(run)
+  file.write_text("this is\tweather\n")
+  with pytest.raises(
+    ConfigError, match=r"label 'weather', which no training text has \(they have business"
+  ):
+    evaluate.main([*words, "--label_field", "1"])
+  with pytest.raises(
+    ConfigError, match="text_field=0: is of records with labels that --data names"
+  ):
+    evaluate.main(["--workdir", str(run), "--text_field", "0"])
+
+
+def test_an_imported_tagger_is_scored_on_columns_of_words_and_tags(tmp_path):
+  pytest.importorskip("transformers")
+  folder_of("BertForTokenClassification", tmp_path / "in")
+  run, file = tmp_path / "run", tmp_path / "test.txt"
+  assert main(["import", "--from", str(tmp_path / "in"), "--workdir", str(run)]) == 0
+  file.write_text("this B-PER\nis O\n\neach O\none I-PER\n")
+  fields = {"text_field": "0", "label_field": "1"}
+  found = evaluate.evaluate_run(run, f"text:{file}", fields=fields)
+  assert 0 <= found["accuracy"] <= 1 and found["loss"] > 0
+
+
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory):
   """(folder, run made of it, model) of an encoder without heads."""

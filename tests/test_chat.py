@@ -204,6 +204,9 @@ def test_a_run_learns_answers_alone(tmp_path):
   (json.dumps({"messages": [USER, BOT]}), {"model__seq_len": 16}, "tokens and model.seq_len=16; raise it"),
   (json.dumps({"messages": [USER, BOT]}), {}, "data.val_fraction=0.05: leaves no conversation of 1"),
   ("x", {"data__lower_case": True}, "data.lower_case=True: conversations are not cleaned"),
+  ("x", {"data__text_unit": "line"}, "data.text_unit=line: conversations are lines of JSON .*; use file"),
+  ("x", {"data__text_field": "body"}, "data.text_field=body: conversations .*; use text"),
+  ("x", {"data__text_format": "csv"}, "data.text_format=csv: conversations .*; use auto"),
   ("x", {"data__val_split": "tail"}, "data.val_split=tail: conversations are held out by their hash"),
   ("x", {"data__tokenizer": "char"}, "data.tokenizer=char: chats are read with a tokenizer that there is"),
 ])  # fmt: skip

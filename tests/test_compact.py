@@ -326,9 +326,15 @@ def test_runs_with_a_state_beside_their_parameters_are_scored(
     (["--bits", "4", "--group", "7"], "group=7: must divide the 32 inputs"),
     (["--heads", "2"], "heads=2: must leave some of the 2"),
     (["--heads", "1", "--by", "inputs"], "heads=1: are cut by their weights"),
+    (["--bits", "8", "--tokens", "-5"], "tokens=-5: must be at least 0"),
+    (["--bits", "8", "--data", "text:no-such-file.txt"], "no-such-file.txt"),
+    (
+      ["--bits", "8", "--data", "python", "--tokens", "0"],
+      "data=python: --tokens 0 scores nothing",
+    ),
   ],
 )
 def test_what_does_not_fit_is_said_in_a_line(run, words, message):
   with pytest.raises(ConfigError, match=message):
     compact(["--workdir", str(run), "--to", str(run.parent / "never"), *words])
-  assert not (run.parent / "never" / "compact.safetensors").exists()
+  assert not (run.parent / "never").exists()

@@ -18,6 +18,7 @@ from lm.hf.convert import from_hf, to_hf
 from lm.hf.fields import config_of, fields_of, model_config
 from lm.hf.folder import read_folder, read_json, read_safetensors, write_folder
 from lm.hf.llama2c import read_llama2c
+from lm.hf.models import read_model
 from lm.models.registry import make_model
 from lm.models.trees import unstack_layers
 from tests.equalities import shapes_of
@@ -335,6 +336,38 @@ def test_half_precision_files_are_written_and_read(tmp_path, dtype):
   expected = torch.tensor(state["model.embed_tokens.weight"]).to(getattr(torch, dtype)).float()
   np.testing.assert_array_equal(params["embed"]["embedding"], expected.numpy())
   assert params["embed"]["embedding"].dtype == np.float32
+
+
+def test_weights_beyond_the_range_of_their_dtype_are_not_written(tmp_path):
+  """float16 ends at 65504: what is larger would become infinite in silence."""
+  cfg = cfg_of("llama")
+  state, hf_config = to_hf(draw(cfg), cfg)
+  name = "model.layers.0.mlp.up_proj.weight"
+  state[name] = state[name].copy()
+  state[name][0, 0] = 7e4
+  with pytest.raises(
+    ConfigError, match=rf"dtype=float16: {name} holds 70000, and float16 ends at 65504"
+  ):
+    write_folder(tmp_path / "half", state, hf_config, "float16")
+  write_folder(tmp_path / "wide", state, hf_config, "bfloat16")
+  state[name][0, 0] = np.nan
+  with pytest.raises(ConfigError, match=rf"{name}: holds numbers that are not finite"):
+    write_folder(tmp_path / "half", state, hf_config)
+  with pytest.raises(
+    ConfigError, match="up/kernel: holds numbers that are not finite; copy the weights"
+  ):
+    read_model(state, hf_config)
+  assert not (tmp_path / "half").exists()
+
+
+def test_a_run_directory_is_not_exported_over(tmp_path):
+  cfg = cfg_of("llama")
+  state, hf_config = to_hf(draw(cfg), cfg)
+  for name in ("run.json", "config.json"):
+    (tmp_path / name).write_text("{}")
+  with pytest.raises(ConfigError, match=r"is a run directory, whose config\.json would be lost"):
+    write_folder(tmp_path, state, hf_config)
+  assert (tmp_path / "config.json").read_text() == "{}"
 
 
 def test_folders_that_cannot_be_read_are_refused_in_one_line(tmp_path):

@@ -6,9 +6,11 @@ import json
 import numpy as np
 import pytest
 
+from experiments import laws
 from experiments.ledger.ledger import read_ledger
 from experiments.report import foreign, law_page, report
 from experiments.sweep import sweep
+from lm.config.errors import ConfigError
 from tests import browser
 from tests.fake_runs import SMOKE, fake_run
 from tests.known_laws import TRUE, true_fits, true_table
@@ -110,7 +112,8 @@ def quick(monkeypatch):
   monkeypatch.setattr(
     laws, "fit_table", lambda t, law, **o: fit(t, law, n_starts=16, methods=("case",), **o)
   )
-  monkeypatch.setattr(laws, "isoflop_fit", lambda t, **o: slices(t, bias=False, **o))
+  fast = lambda t, **o: slices(t, bias=False, **o)
+  monkeypatch.setitem(foreign.fits.FITTERS, "isoflop", fast)
   monkeypatch.setattr(foreign.fits, "REFIT_STARTS", 16)
 
 
@@ -124,8 +127,12 @@ def test_anybodys_table_becomes_a_page(quick, tmp_path):
         [table["n_params"][i], table["flops"][i], table["loss"][i], "a" if i else "<b>"]
       )
   out = str(tmp_path / "page.html")
-  path = foreign.write_csv_report(str(tmp_path / "theirs.csv"), out, {}, where=["set=a"], n_boot=20)
+  path = foreign.write_csv_report(
+    str(tmp_path / "theirs.csv"), out, {}, where=["set=a"], n_boot=20,
+    points=[{"n_params": 1e9, "n_tokens": 1e11}],
+  )  # fmt: skip
   markup = path.read_text()
+  assert "n_params=1e+09, n_tokens=1e+11" in markup and "Verdict:</b> " in markup
   assert "27 runs" in markup and "Model Size" in markup and "row 2" in markup
   for words in ("Slices of equal compute", "Residuals of log loss", "hold the measured loss",
                 "Besiroglu et al. 2024", "Kaplan et al. 2020", 'class="answer"'):  # fmt: skip
@@ -134,8 +141,6 @@ def test_anybodys_table_becomes_a_page(quick, tmp_path):
 
 
 def test_a_table_that_carries_no_law_is_refused_in_one_line(tmp_path):
-  from lm.config.errors import ConfigError
-
   (tmp_path / "few.csv").write_text("params,tokens,loss\n1e6,1e8,3\n2e6,1e8,2.9\n")
   with pytest.raises(ConfigError) as error:
     foreign.write_csv_report(str(tmp_path / "few.csv"), str(tmp_path / "p.html"), {}, n_boot=0)
@@ -168,3 +173,84 @@ def test_offline_wandb_runs_are_rows(tmp_path, monkeypatch):
   foreign.write_wandb_report(str(tmp_path), "p.html", {})
   assert asked == {"loss": "eval/val/loss", "n_tokens": "progress/tokens", "n_params": "n_params"}
   assert json.dumps(rows)
+  file = next(tmp_path.rglob("run-*.wandb"))
+  whole = file.read_bytes()
+  file.write_bytes(whole[:14] + bytes(b ^ 0x5A for b in whole[14:60]) + whole[60:])
+  with pytest.raises(
+    ConfigError, match=r"run-.*\.wandb: cannot be read .*; copy it again"
+  ) as error:
+    foreign.read_offline(str(tmp_path))
+  assert "\n" not in str(error.value)
+
+
+def test_offline_wandb_runs_of_one_name_stay_apart(tmp_path):
+  import wandb
+
+  settings = wandb.Settings(silent=True, console="off", x_disable_stats=True)
+  for width in (32, 64):
+    with wandb.init(
+      mode="offline", dir=str(tmp_path), project="p", name="baseline", settings=settings,
+      config={"n_params": width},
+    ) as run:  # fmt: skip
+      run.log({"loss": 1.0}, step=1)
+  wandb.teardown()
+  rows = foreign.read_offline(str(tmp_path))
+  assert sorted(r["n_params"] for r in rows) == [32, 64]
+
+
+def written(path, columns):
+  with open(path, "w", newline="") as file:
+    csv.writer(file).writerows([list(columns), *zip(*columns.values(), strict=True)])
+  return str(path)
+
+
+def test_a_page_takes_the_words_of_fit_and_says_what_its_tests_found(quick, tmp_path):
+  """Points of Besiroglu's kind: high losses to be dropped, and a law that does not describe the rest."""
+  table = true_table()
+  n, d = table["n_params"], table["n_tokens"]
+  bent = table["loss"] * (1 + 0.01 * np.sin(np.log(n)))
+  loss = np.concatenate([[9.0, 9.5], bent])
+  columns = {"N": [n[0], n[1], *n], "D": [d[0], d[1], *d], "loss": loss}
+  path = written(tmp_path / "t.csv", columns)
+  with pytest.raises(ConfigError, match=r"losses that cannot be noise"):
+    foreign.write_csv_report(path, str(tmp_path / "p.html"), {}, n_boot=10)
+  out = foreign.write_csv_report(
+    path, str(tmp_path / "p.html"), {}, n_boot=10, outliers=laws.Outliers(drop_highest_loss=2)
+  )
+  markup = out.read_text()
+  answer = markup[markup.index('class="answer"') : markup.index("<nav>")]
+  assert "among the 2 highest losses" in markup
+  assert "does not describe these runs" in markup and "Tests of its form fail" in answer
+  assert "no interval at" in markup and "withheld: the law does not" in markup
+
+
+@pytest.mark.slow
+def test_a_law_that_says_nothing_of_sizes_is_answered_by_its_parameters(quick, tmp_path):
+  table = true_table()
+  path = written(
+    tmp_path / "t.csv", {"N": table["n_params"], "D": table["n_tokens"], "loss": table["loss"]}
+  )
+  out = foreign.write_csv_report(
+    path, str(tmp_path / "p.html"), {}, n_boot=10, law="E + A*N^-a + B*D^-b", within=1.01
+  )
+  answer = out.read_text().partition('class="answer"')[2].partition("<nav>")[0]
+  assert "28 runs" in answer and "E = " in answer and "ack of fit" in answer
+  with pytest.raises(ConfigError, match="law=hyper: a page shows slices and a parametric law"):
+    foreign.write_csv_report(path, str(tmp_path / "q.html"), {}, law="hyper")
+  with pytest.raises(ConfigError, match="se: a fit of isoflop does not take it"):
+    foreign.write_csv_report(path, str(tmp_path / "q.html"), {}, law="isoflop", sd="loss")
+
+
+@pytest.mark.slow
+def test_an_exponent_that_the_form_decides_is_no_finding(quick, tmp_path):
+  """N* grows as C^(1/2) in the law of Gadre et al. 2024 whatever the runs say."""
+  table = true_table()
+  path = written(
+    tmp_path / "t.csv", {"N": table["n_params"], "D": table["n_tokens"], "loss": table["loss"]}
+  )
+  out = foreign.write_csv_report(
+    path, str(tmp_path / "p.html"), {}, n_boot=10, law="overtraining", within=1.01
+  )
+  markup = out.read_text()
+  answer = markup.partition('class="answer"')[2].partition("<nav>")[0]
+  assert "excludes" not in answer and "by the law's form" in markup.replace("&#x27;", "'")

@@ -212,6 +212,25 @@ def test_groups_that_are_none_are_refused(tmp_path, groups, words):
     run(tmp_path / "x", optim__groups=groups)
 
 
+@pytest.mark.parametrize("name, group, words", [
+  ("adagrad", "embed:b1=0.5", "optim.groups=embed:b1=0.5: optim.name=adagrad has no b1"),
+  ("sgd", "embed:b2=0.5", "optim.groups=embed:b2=0.5: optim.name=sgd has no b2"),
+  ("adafactor", "embed:lr=0.1:b1=0.9", "optim.name=adafactor has no b1"),
+  ("muon", "blocks/attn/q/kernel:b2=0.9", "optim.name=muon has no b2"),
+])  # fmt: skip
+def test_groups_with_a_b1_or_b2_that_the_optimizer_ignores_are_refused(
+  tmp_path, name, group, words
+):
+  with pytest.raises(ConfigError, match=words):
+    run(tmp_path / "x", optim__name=name, optim__groups=group)
+
+
+def test_every_optimizer_says_which_running_means_it_keeps():
+  from lm.optim.directions import MOMENTS, OPTIMIZERS
+
+  assert MOMENTS.keys() == OPTIMIZERS.keys()
+
+
 # --- looking changes nothing, and a run that is lost ends -------------------------------------------
 
 

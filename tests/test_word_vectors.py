@@ -148,6 +148,10 @@ def test_an_epoch_of_pairs_holds_each_once_and_none_that_is_held_out(text):
   batches = [held.at(i) for i in range(len(held))]
   numbers = np.concatenate([(b["left"] * 10_000 + b["right"])[b["weights"] > 0] for b in batches])
   assert sorted(numbers) == sorted(every[data.held_out])
+  unordered = lambda chosen: {
+    frozenset(p) for p in zip(data.left[chosen], data.right[chosen], strict=True)
+  }
+  assert not unordered(data.held_out) & unordered(data.trained)  # X_ij = X_ji
   assert 0.1 < len(numbers) / len(every) < 0.3
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from experiments.commands import commands, racing, wandb_commands
 from experiments.launch.backends import BACKENDS, words_help
+from experiments.laws.curves import METHODS
 from lm.config.command_line import Parser
 
 
@@ -180,15 +181,11 @@ def _agent(command: Parser) -> None:
   )
 
 
-def _fit(command: Parser) -> None:
+def _table(command: Parser) -> None:
+  """Options of anybody's table and of the law fitted to it, for `fit` and `report`."""
   many = functools.partial(command.add_argument, action="append", default=[])
   command.add_argument("--csv", metavar="FILE",
                        help="a table (CSV, TSV, Markdown, JSONL, parquet; - = stdin)")  # fmt: skip
-  command.add_argument("--curves", nargs="+", metavar="RUN",
-                       help="fit whole loss curves: CSV files of step,lr,loss, or run directories; "
-                       "--law multi_power (default) or tissue")  # fmt: skip
-  command.add_argument("--predict", nargs="+", default=[], metavar="RUN",
-                       help="further curves that the law of --curves is to predict")  # fmt: skip
   command.add_argument(
     "--law", help="chinchilla (default), kaplan_nd, kaplan_ns, saturating, overtraining, "
     "data_constrained, downstream; isoflop, envelope, varpro, hyper, optima; or a formula: "
@@ -241,12 +238,20 @@ def _fit(command: Parser) -> None:
   )
   command.add_argument("--holdout", type=float, metavar="FLOPS", help="hold out the runs above")
   command.add_argument("--cluster", metavar="COLUMN", help="rows to resample together")
-  command.add_argument("--method", choices=("parabola", "robust", "akima"), help="of a minimum")
+  command.add_argument("--method", choices=METHODS, help="of a slice's minimum (default parabola)")
   command.add_argument(
     "--budget", metavar="COLUMN", help="isoflop: names the slice (default: FLOPs)"
   )
   command.add_argument("--within", type=float, help="isoflop: sizes within this factor of the best")
   command.add_argument("--unweighted", action="store_true", help="isoflop: all optima weigh alike")
+
+
+def _fit(command: Parser) -> None:
+  command.add_argument("--curves", nargs="+", metavar="RUN",
+                       help="fit whole loss curves: CSV files of step,lr,loss, or run directories; "
+                       "--law multi_power (default) or tissue")  # fmt: skip
+  command.add_argument("--predict", nargs="+", default=[], metavar="RUN",
+                       help="further curves that the law of --curves is to predict")  # fmt: skip
   command.add_argument("--run", metavar="COLUMN", help="envelope: names the run of a point")
   command.add_argument("--of", metavar="COLUMN", help="hyper: the swept column, as lr")
   command.add_argument("--on", metavar="A,B", help="hyper: the law's columns (n_params,n_tokens)")
@@ -264,14 +269,9 @@ def _report(command: Parser) -> None:
   command.add_argument("--out", help="page to write (default ROOT/NAME/report.html)")
   command.add_argument("--wandb", action="store_true", help="log its pictures to W&B, as a group")
   command.add_argument("--style", metavar="STYLE", help="a paper kit, too: neurips, icml or talk")
-  command.add_argument("--csv", metavar="FILE", help="of anybody's table instead (CSV, TSV, JSONL)")
-  command.add_argument("--wandb_offline", metavar="FOLDER", help="of offline W&B runs instead")
-  for name in ("params", "tokens", "loss", "flops"):
-    command.add_argument(f"--{name}", metavar="COLUMN", help=f"column of {name}, for --csv")
   command.add_argument(
-    "--unit", action="append", default=[], metavar="COLUMN=FACTOR", help="params=M, flops=1e9"
+    "--wandb_offline", metavar="FOLDER", help="of offline W&B runs instead of --csv"
   )
-  command.add_argument("--n_boot", type=int, help="bootstrap samples, for --csv (default 1000)")
 
 
 def _compare(command: Parser) -> None:
@@ -315,9 +315,9 @@ COMMANDS: dict[str, tuple[Callable, str, str, tuple[Callable, ...]]] = {
              f"{ME} status lr_sweep {LEDGER} --group_by model.width",
              (_which, _rows, _status)),
   "fit": (commands.fit, "Fit an experiment's laws, or a law to any table",
-          f"{ME} fit lr_sweep {LEDGER}", (_which, _rows, _fit)),
+          f"{ME} fit lr_sweep {LEDGER}", (_which, _rows, _table, _fit)),
   "report": (commands.report, "Write an experiment's report as one HTML page",
-             f"{ME} report lr_sweep {LEDGER} --out report.html", (_which, _rows, _report)),
+             f"{ME} report lr_sweep {LEDGER} --out report.html", (_which, _rows, _report, _table)),
   "race": (racing.race, "Does a change survive scale: recipes on one ladder, in each other's compute",
            f"{ME} race 'adamw:' 'muon: optim.name=muon' {RACE}", (_race, _workers)),
   "compare": (commands.compare, "Set runs side by side: configs, curves, final numbers",

@@ -223,12 +223,13 @@ def fit(options) -> None:
     results = {"fit": found, **fits.counted_otherwise(found, asked, fits.counts(options))}
   else:
     experiment = select_begun(options)
+    fits.refuse_of_files(options)
     rows = collect(options).where(*options.where).done()
     if options.law or not experiment.analyse:
       found = fits.fit_ledger(rows, law, names, **asked)
       results = {"fit": found, **fits.counted_otherwise(found, asked, fits.counts(options))}
     else:
-      fits.refuse_settings(asked, experiment.name)
+      fits.refuse_settings({**asked, **names}, experiment.name)
       results = _analyse(experiment, rows)
   if options.json:
     print_json(results)
@@ -241,9 +242,12 @@ def fit(options) -> None:
 
 
 def report(options) -> None:
+  from experiments.ledger import fits
   from experiments.report import foreign, mirror, paper
   from experiments.report import report as reports
 
+  if options.csv and options.wandb_offline:
+    raise ConfigError(f"csv={options.csv}: and --wandb_offline; a page is of one of them")
   if options.style:
     paper.check_style(options.style)
   if options.csv or options.wandb_offline:
@@ -253,6 +257,7 @@ def report(options) -> None:
     print_path(options, out)
     return
   experiment = select_begun(options)
+  fits.refuse_of_tables(options)
   folder = folder_of(options, experiment)
   rows = collect(options).where(*options.where)
   out = options.out or f"{options.root.rstrip('/')}/{experiment.name}/report.html"
@@ -268,12 +273,17 @@ def _foreign_report(options, foreign, out: str) -> None:
   """The page on a table or on offline W&B runs."""
   from experiments.ledger import fits
 
-  names = {
-    ours: getattr(options, o) for o, ours in fits.COLUMN_OPTIONS.items() if getattr(options, o)
-  }
-  asked = {"where": options.where, "scale": fits.units(options.unit), "style": options.style}
-  if options.n_boot is not None:
-    asked["n_boot"] = options.n_boot
+  others = [k for k in ("name", "config", "ledger", "wandb") if getattr(options, k)]
+  if others:
+    raise ConfigError(
+      f"{others[0]}={getattr(options, others[0])}: is of an experiment, and the page is of a "
+      "table; leave it out"
+    )
+  asked = fits.settings(options)
+  asked |= {"where": options.where, "scale": fits.units(options.unit), "style": options.style}
+  asked |= {"decimal": options.decimal, "counts": fits.counts(options)}
+  asked |= {"law": options.law} if options.law else {}
+  names = fits.column_names(options)
   if options.csv:
     foreign.write_csv_report(options.csv, out, names, **asked)
   else:

@@ -104,6 +104,12 @@ def check_column(ours: str, theirs: str, header: Sequence[str]) -> None:
     raise ValueError(f"{ours}={theirs!r}: {nearest(ours, theirs, header)}")
 
 
+def _total_flops(name: str) -> tuple[str, float] | None:
+  """("total flops", 1e9) of `throughput/total_gflops`, a count of FLOPs in a unit; None of other names."""
+  found = re.fullmatch(r"(?:.*/)?\s*total[ _]?([kmgtpez]flops?)\s*", name, re.IGNORECASE)
+  return ("total flops", cells.UNITS[found[1].lower()]) if found else None
+
+
 def choose(
   header: Sequence[str], names: Mapping[str, str], column_of: Callable[[str], list]
 ) -> Choice:
@@ -121,7 +127,7 @@ def choose(
   for ours, theirs in names.items():
     check_column(ours, theirs, header)
     chosen[ours] = theirs
-  units = {h: cells.split_unit(h) for h in header}
+  units = {h: _total_flops(h) or cells.split_unit(h) for h in header}
   filled = lambda h: any(np.isfinite(cells.number(c)) for c in column_of(h))
   for ours, spellings in ALIASES.items():
     if ours in chosen:

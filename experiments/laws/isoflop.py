@@ -69,6 +69,11 @@ class IsoFlopFit(Result):
   def __getitem__(self, name: str) -> Estimate:
     return self.estimates[name]
 
+  @property
+  def size_exponent(self) -> Estimate:
+    """The exponent of N* in C."""
+    return self["a"]
+
   def to_json(self) -> dict:
     """Plain dicts, lists and numbers."""
     return to_plain(
@@ -111,7 +116,8 @@ class IsoFlopFit(Result):
       low, high = min(self.bias_slices), max(self.bias_slices)
       far = ", ".join(f"{k} {v:+.1%}" for k, v in self.bias.items() if k.startswith("N*"))
       lines.append(f"bias of N*: {low:+.1%} .. {high:+.1%} in the slices; {far}")
-    return "\n".join(lines + [f"note: {n}" for n in self.notes])
+    said = [n for n in self.notes if not n.startswith("budget ")]  # the list above says why
+    return "\n".join(lines + [f"note: {n}" for n in said])
 
 
 def budget_groups(flops: np.ndarray, tolerance: float = 0.1) -> np.ndarray:

@@ -45,6 +45,11 @@ def prepare(
   """The rows and columns a law needs, with FLOPs where they can be had, less the outliers."""
   table = table.with_flops(flop_factor)
   table = table.need(*law.inputs, law.target, *(o for o in others if o))
+  return without_outliers(table, outliers)
+
+
+def without_outliers(table: Table, outliers: Outliers) -> Table:
+  """The rows that meet --min_flops and are not among the highest losses; the others are skipped by name."""
   if outliers.min_flops is not None:
     table = table.need("flops")
     table = table.take(
@@ -431,12 +436,18 @@ def find_intervals(problem, data, theta, value, quantities, methods, n_boot, see
 def estimates_of(
   quantities, theta, limits, se=None, problem=None, boot_se=None
 ) -> dict[str, Estimate]:
-  """Printed values: logs undone, parameters that `problem` fixes marked."""
+  """Printed values: logs undone; what no free parameter of `problem` moves is marked as fixed."""
   at = intervals.evaluate(quantities, theta)[0]
+  still = np.zeros(len(at), bool)
+  if problem is not None:  # a fixed parameter, or what the law's form alone decides (a = 1/2)
+    grad = intervals.jacobian(quantities, theta) @ problem.expand
+    still = np.all(np.abs(grad) <= 1e-12 * np.maximum(np.abs(at), 1.0)[:, None], axis=1)
   out = {}
   for q, (name, is_log, meaning) in enumerate(quantities.labels):
     printed = (lambda v: float(np.exp(min(v, 709.0) if np.isfinite(v) else v))) if is_log else float
-    fixed = problem is not None and q < len(theta) and not problem.expand[q].any()
+    fixed = bool(still[q])
+    if fixed and q >= len(theta):
+      meaning = f"{meaning}, by the law's form"
     pairs = {m: (printed(v[0, q]), printed(v[1, q])) for m, v in limits.items()}
     pairs = {m: v for m, v in pairs.items() if not np.isnan(v).any()}
     error = None if se is None else float(se[q] * (np.exp(min(at[q], 700.0)) if is_log else 1.0))

@@ -13,6 +13,9 @@ from experiments.laws import columns
 from experiments.laws.table import RUN, SHOWN_ROWS, Table
 
 NOISE = 0.05  # relative range of the losses of one (N, D) above which they cannot be seeds
+OPTIMA_APART = (
+  1.5  # a factor between optima of one budget above which they are not two estimates of one
+)
 SURE = 1e-4  # p-value of the tests below
 PLACES = ("n_params", "n_tokens", "flops", "unique_tokens", "steps")
 
@@ -102,7 +105,23 @@ def _members(table: Table, keys: Sequence[str], groups) -> np.ndarray:
   return np.unique(np.stack(parts, axis=1), axis=0, return_inverse=True)[1].ravel()
 
 
-def _spread_of_settings(table, keys, member, target, lenient) -> list[str]:
+def examine_optima(table: Table, lenient: bool = False) -> Table:
+  """The table of optima, with notes; refused where one budget has optima of several kinds of run.
+
+  Raises:
+    ValueError: optima of one budget that are a factor OPTIMA_APART apart, told apart by some column.
+  """
+  if not {"n_params", "flops"} <= set(table.columns):
+    return table
+  table = table.need("n_params", "flops")
+  member = _members(table, ["flops"], None)
+  notes = _spread_of_settings(
+    table, ["flops"], member, "n_params", lenient, float(np.log(OPTIMA_APART))
+  )
+  return dataclasses.replace(table, notes=(*table.notes, *notes)) if notes else table
+
+
+def _spread_of_settings(table, keys, member, target, lenient, noise: float = NOISE) -> list[str]:
   """Notes on runs that share their setting: replicates, or what cannot be."""
   y = np.log(table[target])
   count = np.bincount(member)
@@ -114,18 +133,18 @@ def _spread_of_settings(table, keys, member, target, lenient) -> list[str]:
   spread = np.where(count > 1, high - low, 0.0)
   several, place = count > 1, ", ".join(keys)
   apart = _what_tells_apart(table, keys, member, y)
-  if spread.max() <= NOISE:
+  if spread.max() <= noise:
     mean = (np.bincount(member, y) / count)[member]
     sd = np.sqrt(((y - mean) ** 2).sum() / max((count - 1)[several].sum(), 1))
     if spread.max() == 0:
       return []
     said = f"{several.sum()} settings ({place}) have {count[several].sum()} runs, whose {target} varies by "
     return [f"{said}{sd:.2g} (relative sd)" + (f", which {apart[0]!r} explains" if apart else "")]
-  worst = int(spread.argmax())
+  worst, what = int(spread.argmax()), "losses" if target == "loss" else "values"
   rows = np.flatnonzero(member == worst)
   rows = rows[[table[target][rows].argmin(), table[target][rows].argmax()]]
   said = (
-    f"{target}: {(spread > NOISE).sum()} settings of equal {place} hold losses that cannot be noise, "
+    f"{target}: {(spread > noise).sum()} settings of equal {place} hold {what} that cannot be noise, "
     f"such as {table[target][rows[0]]:.4g} and {table[target][rows[1]]:.4g} "
     f"(rows {table.rows[rows[0]]} and {table.rows[rows[1]]})"
   )
@@ -137,7 +156,7 @@ def _spread_of_settings(table, keys, member, target, lenient) -> list[str]:
     )
   else:
     said += "; choose rows with --where"
-  said += ", or take the best of each with --best"
+  said += ", or take the best of each with --best" if target == "loss" else ""
   if lenient:
     return [said]
   raise ValueError(f"{said}, or go on with --force")

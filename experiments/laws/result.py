@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from experiments.laws import adequacy, diagnostics, forms, intervals
+from experiments.laws import adequacy, allocation, diagnostics, forms, intervals
 from experiments.laws.table import Table
 
 SHOWN_HELD = 10  # held-out runs listed in a summary
@@ -158,6 +158,11 @@ class LawFit(Result):
   def residual(self) -> str:
     """ "log" or "linear": of which the objective sums up the residuals."""
     return self.law.link
+
+  @property
+  def size_exponent(self) -> Estimate | None:
+    """The exponent of N* in C; None for a law that implies none, though it may have a parameter `a`."""
+    return self["a"] if allocation.Quantities(self.law).has_allocation else None
 
   @property
   def r2(self) -> float:

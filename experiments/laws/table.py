@@ -216,7 +216,10 @@ def _read(path, names, labels, where, scale, decimal, drop_repeats) -> Table:
   notes = source.notes + choice.notes
   for ours in scale:
     if ours not in choice.chosen:
-      raise ValueError(f"scale={ours}: no such column was read; known: {', '.join(choice.chosen)}")
+      known = ", ".join(choice.chosen)
+      raise ValueError(
+        f"unit={ours}: no such column was read; {columns.how_to_name(ours)} (read: {known})"
+      )
   out = {}
   for ours, theirs in choice.chosen.items():
     read = numbers(theirs)

@@ -4,11 +4,13 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
 from experiments import laws
-from experiments.laws import cells, conventions, isoflop, loss_curves, repeats, user_law
+from experiments.laws import cells, conventions, isoflop, lawfit, loss_curves, repeats, user_law
 from experiments.laws.columns import ALIASES
 from experiments.laws.isoflop import IsoFlopFit
 from experiments.ledger.ledger import Ledger
@@ -25,7 +27,7 @@ SAMPLING = ("n_boot", "seed", "confidence")
 PARAMETRIC = (*SAMPLING, "objective", "delta", "residual", "fixed", "tied", "outliers", "methods", "flops",
               "points", "cluster", "weights", "sd", "holdout", "n_starts", "force")  # fmt: skip
 KINDS = {
-  "isoflop": (*SAMPLING, "method", "budget", "within", "flops", "weighted", "force"),
+  "isoflop": (*SAMPLING, "method", "budget", "within", "flops", "weighted", "outliers", "force"),
   "envelope": (*SAMPLING, "run"),
   "varpro": (*SAMPLING, "flops", "cluster", "force"),
   "hyper": (*SAMPLING, "of", "on", "method", "init_loss", "near_optimal"),
@@ -39,15 +41,22 @@ FITTERS = {
   "optima": laws.optima_fit,
 }
 ASIDE = ("best", "drop_repeats", "force")  # settings that act on the table, whatever is fitted
+# settings under another name than their option's
+OPTION_OF = {
+  "n_starts": "starts", "methods": "intervals", "fixed": "fix", "tied": "tie", "flops": "at",
+  "points": "point", "weighted": "unweighted", "weights": "weight", "outliers": "drop_highest",
+}  # fmt: skip
 REFIT_STARTS = 256  # of a law already fitted from its whole grid
 
 
 def settings(options) -> dict[str, object]:
   """What the options of `fit` ask for, under the names that the fits of experiments.laws give it."""
-  given = {k: getattr(options, k) for k in (
+  given = {k: getattr(options, k, None) for k in (
     "objective", "delta", "n_boot", "seed", "confidence", "cluster", "holdout", "method", "budget",
     "within", "run", "of", "init_loss", "sd", "residual", "near_optimal",
   )}  # fmt: skip
+  parts = lambda k: [part for part in (getattr(options, k, None) or "").split(",") if part]
+  split = lambda k: tuple(parts(k)) or None
   if options.se and options.weight:
     raise ConfigError("se, weight: both weigh the runs; give one of --se and --weight")
   if options.se:
@@ -56,9 +65,9 @@ def settings(options) -> dict[str, object]:
   given["force"], given["best"] = options.force or None, options.best or None
   given["drop_repeats"] = options.drop_repeats or None
   given["n_starts"] = options.starts
-  given["methods"] = options.intervals and tuple(options.intervals.split(","))
+  given["methods"] = split("intervals")
   given["flops"] = options.at and tuple(positive("at", text) for text in options.at.split(","))
-  given["on"] = options.on and tuple(options.on.split(","))
+  given["on"] = split("on")
   given["points"] = [_numbers("point", text) for text in options.point] or None
   given["fixed"] = _once("fix", [p for text in options.fix for p in _numbers("fix", text).items()])
   given["tied"] = [tuple(text.split("=")) for text in options.tie] or None
@@ -155,17 +164,36 @@ def fit_csv(
   Raises:
     ConfigError: no such file or column, or a table that cannot carry the law.
   """
-  law = _law_named(law, names)
-  _check(law, settings)
+  law = named(law, names)
+  check(law, settings)
+  return fit_read(read_csv(path, names, where, scale, decimal, settings), law, settings)
+
+
+def read_csv(
+  path: str,
+  names: Mapping[str, str],
+  where: Sequence[str] = (),
+  scale: Mapping[str, float] | None = None,
+  decimal: str | None = None,
+  settings: Mapping[str, Any] = MappingProxyType({}),
+) -> laws.Table:
+  """The table that `fit_csv` fits, with every column that the settings name. ConfigError as there."""
   asked = [settings.get(k) for k in ("of", "sd", "budget")] + list(settings.get("on", ()))
   known = {*laws.ALIASES, *names}
   names = {**{c: c for c in asked if c and c not in known}, **names}
   labels = [settings[k] for k in ("cluster", "run") if k in settings]
   try:
-    table = laws.read_table(
+    return laws.read_table(
       path, names=names, labels=labels, where=where, scale=scale, decimal=decimal,
       drop_repeats=bool(settings.get("drop_repeats")),
     )  # fmt: skip
+  except ValueError as error:
+    raise ConfigError(" ".join(str(error).splitlines())) from error
+
+
+def fit_read(table: laws.Table, law: str, settings: Mapping[str, object]):
+  """`law` fitted to a table that `read_csv` has read. ConfigError where the table cannot carry it."""
+  try:
     return _fit(table, law, settings)
   except ConfigError:
     raise
@@ -175,8 +203,8 @@ def fit_csv(
 
 def fit_ledger(ledger: Ledger, law: str, names: Mapping[str, str], **settings):
   """Fits `law` to runs; `names` as {our column: ledger key} overrides LEDGER_COLUMNS."""
-  law = _law_named(law, names)
-  _check(law, settings)
+  law = named(law, names)
+  check(law, settings)
   if not len(ledger):
     raise ConfigError("runs=0: none is done yet, so there is nothing to fit; run the experiment")
   asked = [settings.get(k) for k in ("of", "sd", "budget")] + list(settings.get("on", ()))
@@ -195,7 +223,7 @@ def fit_ledger(ledger: Ledger, law: str, names: Mapping[str, str], **settings):
     raise ConfigError(" ".join(str(error).splitlines())) from error
 
 
-def _law_named(law: str, names: Mapping[str, str]) -> str:
+def named(law: str, names: Mapping[str, str]) -> str:
   """A law's name; a formula is parsed and put among experiments.laws.LAWS."""
   if law in laws.LAWS or law in KINDS or not user_law.is_formula(law):
     return law
@@ -209,6 +237,8 @@ def counted_otherwise(
   fit, asked: Mapping, given: Mapping[str, Mapping[str, str]]
 ) -> dict[str, object]:
   """{"counted otherwise": fits under each convention}, where the fitted table has several, or {}.
+
+  A convention that nobody asked for and that these runs cannot carry is "not counted otherwise": why.
 
   Args:
     fit: what `fit_csv` or `fit_ledger` returned.
@@ -231,13 +261,20 @@ def counted_otherwise(
     same["fit"] = isoflop.isoflop_fit
   else:
     same |= {"law": fit.law.name, "holdout": False, "n_starts": REFIT_STARTS}
-  try:
-    return {"counted otherwise": laws.refit_under(fit.table, wanted, **same)}
-  except ValueError as error:
-    raise ConfigError(f"count: {error}") from error
+  found, lost = {}, []
+  for name, swaps in wanted.items():
+    try:
+      found |= laws.refit_under(fit.table, {name: swaps}, **same).fits
+    except ValueError as error:
+      if name in given:
+        raise ConfigError(f"count={name}: {error}") from error
+      lost.append(f"{name}: {error}")
+  out = {"counted otherwise": laws.SideBySide(found)} if len(found) > 1 or given else {}
+  return out | ({"not counted otherwise": "; ".join(lost)} if lost else {})
 
 
-def _check(law: str, settings: Mapping) -> None:
+def check(law: str, settings: Mapping) -> None:
+  """ConfigError where there is no such law, or it does not take one of the settings."""
   if law not in laws.LAWS and law not in KINDS:
     known = ", ".join((*(name for name in laws.LAWS if "=" not in name), *KINDS))
     raise ConfigError(
@@ -246,10 +283,16 @@ def _check(law: str, settings: Mapping) -> None:
   takes = KINDS.get(law, PARAMETRIC)
   extra = [k for k in settings if k not in takes and k not in (*SAMPLING, *ASIDE)]
   if extra:
-    said = (
-      {"weights": "weight", "sd": "se"}.get(extra[0], extra[0]) if law != "optima" else extra[0]
+    said = lambda k: "se" if k == "sd" and law != "optima" else OPTION_OF.get(k, k)
+    raise ConfigError(
+      f"{said(extra[0])}: a fit of {law} does not take it; it takes {', '.join(map(said, takes))}"
     )
-    raise ConfigError(f"{said}: a fit of {law} does not take it; it takes {', '.join(takes)}")
+  outliers = settings.get("outliers")
+  if law == "isoflop" and outliers is not None and outliers.residual_mads is not None:
+    raise ConfigError(
+      "drop_beyond: slices have no residuals of a law to judge runs by; --drop_highest, --min_flops and "
+      "--within leave runs out of them"
+    )
   needs = {"hyper": "of", "envelope": "run"}.get(law)
   if needs and needs not in settings:
     raise ConfigError(
@@ -261,12 +304,14 @@ def _fit(table: laws.Table, law: str, settings: Mapping):
   given = {k: v for k, v in settings.items() if k in KINDS.get(law, PARAMETRIC)}
   fitter = FITTERS[law] if law in KINDS else laws.fit_table
   takes = inspect.signature(fitter).parameters
-  lost = [k for k in given if k not in takes]
+  lost = [k for k in given if k not in takes and not (law == "isoflop" and k == "outliers")]
   if lost and not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
     if set(lost) - set(ASIDE):
       raise ConfigError(f"{lost[0]}: a fit of {law} does not take it")
     given = {k: v for k, v in given.items() if k in takes}
   table = _examined(table, law, settings)
+  if law == "isoflop" and (outliers := given.pop("outliers", None)):
+    table = lawfit.without_outliers(table, outliers)
   if law in KINDS:
     return functools.partial(fitter, table)(**given)
   if table.clusters is not None:
@@ -280,7 +325,9 @@ def _examined(table: laws.Table, law: str, settings: Mapping) -> laws.Table:
   Raises:
     ConfigError, ValueError: columns that the law needs and the table lacks; losses that no noise explains.
   """
-  if law in ("hyper", "envelope", "optima"):  # their rows are sweeps, curves, optima
+  if law == "optima":
+    return repeats.examine_optima(table, bool(settings.get("force")))
+  if law in ("hyper", "envelope"):  # their rows are sweeps, curves
     return table
   form = laws.LAWS.get(law)
   letters = user_law.letters_of(form) if form is not None and "=" in law else ""
@@ -366,12 +413,34 @@ def _curve(path: str) -> loss_curves.Curve:
   return loss_curves.make_curve(path, *zip(*rows, strict=True))
 
 
+def refuse_of_files(options) -> None:
+  """ConfigError where words about the cells of a file meet runs, which have none."""
+  ignored = [k for k in ("unit", "decimal", "drop_repeats") if getattr(options, k)]
+  if ignored:
+    raise ConfigError(
+      f"{ignored[0]}: is of the cells of a --csv table; runs have none; leave it out"
+    )
+
+
+def refuse_of_tables(options) -> None:
+  """ConfigError where a page on an experiment meets words that only the page on a table takes."""
+  given = [*settings(options), *column_names(options)]
+  given += [k for k in ("law", "unit", "decimal", "count") if getattr(options, k)]
+  ignored = [k for k in given if k not in ("n_boot", "seed")]  # these have defaults
+  if ignored:
+    raise ConfigError(
+      f"{OPTION_OF.get(ignored[0], ignored[0])}: a page on an experiment shows its own analysis; it is for "
+      "--csv and --wandb_offline"
+    )
+
+
 def refuse_settings(settings: Mapping, experiment: str) -> None:
   """An experiment's own analysis takes no settings: what would be ignored is refused."""
   ignored = [k for k in settings if k not in ("n_boot", "seed")]  # these have defaults
   if ignored:
     raise ConfigError(
-      f"{ignored[0]}: {experiment} has an analysis of its own; name a --law to fit another"
+      f"{OPTION_OF.get(ignored[0], ignored[0])}: {experiment} has an analysis of its own; name a --law to "
+      "fit another"
     )
 
 

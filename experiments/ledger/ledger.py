@@ -264,12 +264,20 @@ def load_ledger(path: str) -> Ledger:
     content = fs.cat_file(place)
   try:
     lines = [json.loads(line) for line in content.decode().splitlines() if line.strip()]
-    shared = lines[0]["shared"]
-  except (json.JSONDecodeError, KeyError, IndexError, TypeError):
+    rows = tuple({**lines[0]["shared"], **row} for row in lines[1:])
+    if not all(isinstance(row["name"], str) and isinstance(row["status"], str) for row in rows):
+      raise TypeError("name and status must be texts")
+  except (
+    ValueError,
+    KeyError,
+    IndexError,
+    TypeError,
+    RecursionError,
+  ):  # no UTF-8 or JSON, or other
     raise ConfigError(
       f"ledger={path}: must be a ledger that status --export wrote; export it again"
     ) from None
-  return Ledger(tuple({**shared, **row} for row in lines[1:]))
+  return Ledger(rows)
 
 
 def _write_jsonl(ledger: Ledger, path: str) -> None:

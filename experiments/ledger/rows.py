@@ -243,9 +243,24 @@ def read_folder(fs, path: str, name: str, curves: bool, tails: Tails | None = No
     return _read(fs, path, name, curves, tails)
   except _Damaged as error:
     reason = f"{error}; mend it, or delete the run directory and train it again"
-  except (KeyError, TypeError, AttributeError) as error:  # JSON, but not what train.py writes
-    reason = f"its files lack something ({type(error).__name__}: {error}): written by other code"
+  except OSError as error:
+    place = posixpath.basename(str(error.filename or "a file"))
+    reason = f"{place} cannot be read ({error.strerror or error}); mend it"
+  except NONSENSE as error:  # JSON, but not what train.py writes
+    why = " ".join(str(error).split())[:200]
+    reason = f"its files lack something ({type(error).__name__}: {why}): written by other code"
   return {"name": name, "path": path, "id": None, "status": "unreadable", "reason": reason}
+
+
+NONSENSE = (
+  KeyError,
+  TypeError,
+  AttributeError,
+  ValueError,
+  IndexError,
+  ArithmeticError,
+  RecursionError,
+)
 
 
 class _Damaged(Exception):
@@ -261,21 +276,29 @@ def _read(fs, path: str, name: str, curves: bool, tails: Tails | None) -> dict:
     return row
   if not config:
     raise _Damaged("config.json is missing")
+  if (
+    "parameters" not in run and status == "done"
+  ):  # imported or compacted: nothing was trained here
+    return row | _config_columns(config) | {"started": run.get("started")}
   records = _jsonl(fs, f"{path}/metrics.jsonl", tails)
   perf = _jsonl(fs, f"{path}/perf.jsonl", tails)
   row |= _result_columns(run, config, records) | _origin_columns(run, config)
   row["seconds"] = max(_running_seconds(perf).values(), default=None)
   if trunk := _json(fs, f"{path}/trunk.json"):
     row["trunk"], row["trunk_step"] = trunk["run"], trunk["step"]
-  for section, value in config.items():
-    row |= (
-      {f"{section}.{k}": v for k, v in value.items()}
-      if isinstance(value, dict)
-      else {section: value}
-    )
+  row |= _config_columns(config)
   if curves:
     row["curve"] = _curve(records, perf, CURVE_BINS)
   return row
+
+
+def _config_columns(config: Mapping) -> dict:
+  """Every key of the config, dotted."""
+  found = {}
+  for section, value in config.items():
+    inner = value.items() if isinstance(value, dict) else ()
+    found |= {f"{section}.{k}": v for k, v in inner} if inner else {section: value}
+  return found
 
 
 def _result_columns(run: Mapping, config: Mapping, records: Sequence[Mapping]) -> dict:

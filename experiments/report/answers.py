@@ -39,10 +39,12 @@ def answer(experiment, results: Mapping, rows: Ledger) -> str:
 def of_laws(results: Mapping) -> str:
   """The exponent of N* by each method against the published ones, and how the law extrapolates."""
   fits = [
-    (k, r) for k, r in results.items() if isinstance(r, IsoFlopFit | LawFit) and "a" in r.estimates
+    (k, r)
+    for k, r in results.items()
+    if isinstance(r, IsoFlopFit | LawFit) and r.size_exponent and not r.size_exponent.fixed
   ]
   if not fits:
-    return ""
+    return _of_parameters(results)
   (key, first), *others = sorted(fits, key=lambda pair: isinstance(pair[1], LawFit))
   a = first["a"]
   ours = f"<b>N* grows as C<sup>a</sup> with a = {_number(a.value)}</b>"
@@ -54,15 +56,33 @@ def of_laws(results: Mapping) -> str:
     )
     parts.append(f"Otherwise fitted: {shown}.")
   held = next((f.holdout for _, f in fits if isinstance(f, LawFit) and f.holdout is not None), None)
+  off = [_how(k, f) for k, f in fits if f.lack_of_fit is not None and f.lack_of_fit.fails]
+  if off:
+    parts.append(
+      f"Tests of its form fail ({escape('; '.join(off))}), so the intervals are widened or withheld."
+    )
   if held:
     inside = round(held.covered * held.n_held)
-    trust = "" if held.covered >= 0.8 else " Extrapolations from it are not to be trusted."
+    trust = "" if held.verdict != "fails" else " Extrapolations from it are not to be trusted."
     within = f"{inside} of {held.n_held} lie in their {percent(held.level)} intervals."
     parts.append(
       f"Fitted without the largest budget, the law predicts its {held.n_held} runs with an RMS "
       f"error of {percent(held.rms, 2)}; {within}{trust}"
     )
   return " ".join(parts)
+
+
+def _of_parameters(results: Mapping) -> str:
+  """The parameters of a law that says nothing of N*, and whether its tests let it stand."""
+  found = next(((k, r) for k, r in results.items() if isinstance(r, LawFit)), None)
+  if found is None:
+    return ""
+  fit = found[1]
+  values = [fit[p.name] for p in fit.law.params]
+  named = ", ".join(f"{formula(e.name)} = {estimate((e.value, e.interval))}" for e in values)
+  said = f"<b>{formula(fit.law.formula)}</b> with {named} ({fit.n} runs)."
+  judged = [j.text for j in (fit.lack_of_fit, fit.holdout) if j is not None]
+  return " ".join([said, *(escape(f"{t[:1].upper()}{t[1:]}.") for t in judged)])
 
 
 def _against(a) -> str:

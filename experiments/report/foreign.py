@@ -7,8 +7,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
-from experiments import laws
 from experiments.ledger import fits
 from experiments.report import answers, law_page, paper, report, report_laws
 from experiments.report.claims import Claim
@@ -46,7 +46,10 @@ def write_csv_report(
   scale: Mapping[str, float] | None = None,
   style: str | None = None,
   title: str | None = None,
-  n_boot: int = 1000,
+  decimal: str | None = None,
+  law: str = "chinchilla",
+  counts: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+  **settings,
 ) -> pathlib.Path:
   """Writes a page on the runs of a table, as `fit` does for text; returns the page's path.
 
@@ -58,19 +61,21 @@ def write_csv_report(
     scale: {our column: what one unit of it is}.
     style: of a paper kit; None for none.
     title: of the page; the file's name if None.
-    n_boot: bootstrap samples.
+    decimal: "point" or "comma", where the columns do not show it.
+    law: a key of experiments.laws.LAWS or a formula; "isoflop" for slices alone.
+    counts: further ways to count, as laws.refit_under takes them.
+    settings: as `fits.settings` gives them; of slices, of the law, or of both.
 
   Raises:
-    ConfigError: no such file or column, or a table that carries neither slices nor a law.
+    ConfigError: no such file or column, a setting that neither takes, or a table that carries neither.
   """
   page_path = pathlib.Path(out)
   title = title or pathlib.Path(path).name
+  law = fits.named(law, names)
+  _check(law, settings)
   with Steps(f"report {title}") as steps:
-    try:
-      table = laws.read_table(path, names=names, where=where, scale=scale)
-    except ValueError as error:
-      raise ConfigError(str(error)) from error
-    results, reasons = analyse_table(table, steps, n_boot)
+    table = fits.read_csv(path, names, where, scale, decimal, settings)
+    results, reasons = analyse_table(table, steps, law, counts, **settings)
     if not fits.has_laws(results):
       raise ConfigError(f"csv={path}: {'; '.join(reasons)}")
     page = Page(report.clean_figures(page_path), steps)
@@ -97,23 +102,47 @@ def write_csv_report(
     return page.write(page_path, title, head, report.FOOTER)
 
 
-def analyse_table(table, steps=lambda step: None, n_boot: int = 1000) -> tuple[dict, list[str]]:
+def _check(law: str, settings: Mapping[str, object]) -> None:
+  """ConfigError where a page cannot be made of `law`, or neither it nor slices take one of the settings."""
+  others = [kind for kind in fits.KINDS if kind != "isoflop"]
+  if law in others:
+    raise ConfigError(
+      f"law={law}: a page shows slices and a parametric law; python -m experiments fit --law {law} prints it"
+    )
+  of_slices, of_law = fits.KINDS["isoflop"], fits.PARAMETRIC
+  only = of_slices if law == "isoflop" else of_law
+  fits.check(law, {k: v for k, v in settings.items() if k in only or k not in of_slices})
+
+
+def analyse_table(
+  table,
+  steps=lambda step: None,
+  law: str = "chinchilla",
+  counts: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+  **settings,
+) -> tuple[dict, list[str]]:
   """(slices, law and refits under other counts, why any of them is missing)."""
   results, reasons = {}, []
+  takes = (*fits.KINDS["isoflop"], *fits.ASIDE)
   steps("slices of equal compute")
   try:
-    results["isoFLOP"] = laws.isoflop_fit(table, n_boot=n_boot)
+    given = {k: v for k, v in settings.items() if k in takes}
+    results["isoFLOP"] = fits.fit_read(table, "isoflop", given)
     results[SLICES] = results["isoFLOP"]["a"]
-  except (ValueError, KeyError) as error:
-    results.pop("isoFLOP", None)
+  except ConfigError as error:
     reasons.append(f"No slices of equal compute: {error}")
-  steps(f"the parametric law, {n_boot} resamples")
+  if law == "isoflop":
+    return results, reasons
+  takes = (*fits.PARAMETRIC, *fits.ASIDE)
+  steps(f"the law {law}, {settings.get('n_boot', 1000)} resamples")
   try:
-    results["parametric"] = laws.fit_table(table, "chinchilla", n_boot=n_boot)
-    results[LAW] = results["parametric"]["a"]
-    counted = fits.counted_otherwise(results["parametric"], {"n_boot": n_boot}, {})
-    results |= counted
-  except (ValueError, KeyError) as error:
+    given = {k: v for k, v in settings.items() if k in takes}
+    found = fits.fit_read(table, law, given)
+    results["parametric"] = found
+    if found.size_exponent and not found.size_exponent.fixed:
+      results[LAW] = found.size_exponent
+    results |= fits.counted_otherwise(found, given, counts)
+  except ConfigError as error:
     reasons.append(f"No parametric law: {error}")
   return results, reasons
 

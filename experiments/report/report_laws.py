@@ -69,13 +69,13 @@ def add_sections(page: Page, results: Mapping) -> None:
         page.heading(key)
       _side_by_side(page, side)
   page.section("Compute-optimal path")
-  with_path = slices | {key: fit for key, fit in fits.items() if "a" in fit.estimates}
+  with_path = slices | {key: fit for key, fit in fits.items() if fit.size_exponent}
   if with_path:
     others = {
       name if len(counted) == 1 else f"{key}, {name}": fit["a"]
       for key, side in counted.items()
       for name, fit in side.fits.items()
-      if "a" in fit.estimates
+      if fit.size_exponent
     }
     _path(page, with_path, others)
   else:
@@ -104,7 +104,8 @@ def how(fit: object) -> str:
 
 
 def _isoflop(page: Page, fit: IsoFlopFit) -> None:
-  page.notes(fit.notes)
+  _verdict(page, fit.lack_of_fit)
+  page.notes([n for n in fit.notes if not n.startswith("budget ")])  # the table says why
   points, minima = law_tables.slice_points(fit), law_tables.slice_minima(fit)
   shown = [p for p in points if p["loss"] <= HIGHEST * max(m["loss"] for m in minima)]
   caption = (
@@ -150,6 +151,7 @@ def _isoflop(page: Page, fit: IsoFlopFit) -> None:
 
 def _law(page: Page, fit: LawFit, full: bool) -> None:
   page.html(f'<p>{formula(fit.law.formula)} <span class="ci">({escape(fit.law.source)})</span></p>')
+  _verdict(page, fit.lack_of_fit, fit.holdout)
   page.notes(fit.notes)
   _estimates(page, fit, f"The law {fit.law.name} fitted to n = {fit.n} runs. {_method(fit)}")
   if not full or not {"n_params", "n_tokens"} <= set(fit.table.columns) or fit.law.link != "log":
@@ -161,7 +163,8 @@ def _law(page: Page, fit: LawFit, full: bool) -> None:
     f"({fit.n_boot} samples)."
   )
   contours, path = [], []
-  if {"n_params", "n_tokens"} >= set(fit.law.inputs) and "flops" in fit.table.columns:
+  has_path = fit.size_exponent is not None and "flops" in fit.table.columns
+  if {"n_params", "n_tokens"} >= set(fit.law.inputs) and has_path:
     contours, path = law_tables.law_contours(fit), law_tables.path_rows(fit, "n_params", "")
     caption += (
       " (b) Lines of equal predicted loss in the plane of compute and size, and the size N*(C) that "
@@ -178,12 +181,20 @@ def _law(page: Page, fit: LawFit, full: bool) -> None:
   )
 
 
+def _verdict(page: Page, lack, held=None) -> None:
+  """What the tests of a law's form and of its extrapolation found, in words."""
+  said = [] if lack is None else [lack.text]
+  said += [] if held is None else [held.text]
+  for text in said:
+    page.html(f"<p><b>Verdict:</b> {escape(text)}.</p>")
+
+
 def _estimates(page: Page, fit: LawFit | IsoFlopFit, caption: str) -> None:
   """Parameters and exponents with every interval; then what they imply at each budget."""
   plain = [e for e in fit.estimates.values() if "@" not in e.name]
   methods = dict.fromkeys(m for e in plain for m in e.intervals)
   table = [
-    {"name": e.name, "value": e.value, "meaning": "fixed" if e.fixed else e.meaning}
+    {"name": e.name, "value": e.value, "meaning": f"fixed: {e.meaning}" if e.fixed else e.meaning}
     | ({} if e.fixed else dict(e.intervals))
     for e in plain
   ]
@@ -192,11 +203,16 @@ def _estimates(page: Page, fit: LawFit | IsoFlopFit, caption: str) -> None:
   columns |= {m: (f"{INTERVALS[m]}, {level}", limits) for m in methods}
   columns["meaning"] = ("meaning", escape)
   page.table(table, columns, caption, {"name": "word", **dict.fromkeys(methods, "num")})
-  budgets = {}
+  budgets, points, withheld = {}, [], {}
   for e in fit.estimates.values():
-    name, at, budget = e.name.partition("@")
-    if at:
-      budgets.setdefault(float(budget), {})[name] = (e.value, e.interval)
+    name, at, place = e.name.partition("@")
+    if at and "=" in place:  # n_params=7e9,n_tokens=1e12
+      points.append({"at": place.replace(",", ", "), "value": (e.value, e.interval)})
+    elif at:
+      budgets.setdefault(float(place), {})[name] = (e.value, e.interval)
+    if at and e.withheld:
+      said = place if "=" in place else f"{power(float(place))} FLOPs"
+      withheld.setdefault(e.withheld, []).append(said)
   if budgets:
     names = dict.fromkeys(name for row in budgets.values() for name in row)
     columns = {"at": ("C (FLOPs)", power)}
@@ -209,6 +225,16 @@ def _estimates(page: Page, fit: LawFit | IsoFlopFit, caption: str) -> None:
       caption += ". Budgets beyond the largest run are extrapolations"
     rows = [{"at": budget, **row} for budget, row in budgets.items()]
     page.table(rows, columns, f"{caption}.", {"at": "word"})
+  if points:
+    columns = {"at": ("a run of", escape), "value": ("predicted", lambda v: estimate(v))}
+    page.table(points, columns, "What it predicts of the runs asked for.", {"at": "word"})
+  page.notes(
+    [
+      f"no interval at {', '.join(dict.fromkeys(places))}: {why}"
+      for why, places in withheld.items()
+    ]
+  )
+  page.notes([f"{e.name} has no interval: {e.withheld}" for e in plain if e.withheld])
 
 
 def _method(fit: LawFit) -> str:

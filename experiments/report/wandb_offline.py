@@ -21,28 +21,37 @@ def read_offline(folder: str) -> list[dict[str, object]]:
     )
   by_id: dict[str, dict] = {}
   for file in files:  # a resumed run has several
-    row = _read_run(file)
+    run_id, row = _read_run(file)
     if len(row) > 1:  # else nothing has been written yet
-      by_id[row["name"]] = {**by_id.get(row["name"], {}), **row}
+      by_id[run_id] = {**by_id.get(run_id, {}), **row}
   return list(by_id.values())
 
 
-def _read_run(file: pathlib.Path) -> dict[str, object]:
+def _read_run(file: pathlib.Path) -> tuple[str, dict[str, object]]:
+  """(its id, which names may share, its row) of a file; ConfigError for one that is damaged."""
+  from google.protobuf.message import DecodeError
   from wandb.proto.wandb_internal_pb2 import Record
 
-  row: dict[str, object] = {"name": file.stem}
-  for data in _log_records(file.read_bytes()):
-    record = Record()
-    record.ParseFromString(data)
-    kind = record.WhichOneof("record_type")
-    if kind == "run":
-      row["name"] = record.run.display_name or record.run.run_id or row["name"]
-      for item in record.run.config.update:
-        _put(row, item.key or ".".join(item.nested_key), json.loads(item.value_json))
-    elif kind == "history":
-      for item in record.history.item:
-        _put(row, item.key or "/".join(item.nested_key), json.loads(item.value_json))
-  return {k: v for k, v in row.items() if not k.startswith("_")}
+  run_id, row = file.stem, {"name": file.stem}
+  try:
+    for data in _log_records(file.read_bytes()):
+      record = Record()
+      record.ParseFromString(data)
+      kind = record.WhichOneof("record_type")
+      if kind == "run":
+        run_id = record.run.run_id or run_id
+        row["name"] = record.run.display_name or record.run.run_id or row["name"]
+        for item in record.run.config.update:
+          _put(row, item.key or ".".join(item.nested_key), json.loads(item.value_json))
+      elif kind == "history":
+        for item in record.history.item:
+          _put(row, item.key or "/".join(item.nested_key), json.loads(item.value_json))
+  except (OSError, DecodeError, ValueError) as error:
+    why = str(error).partition("\n")[0] or type(error).__name__
+    raise ConfigError(
+      f"wandb_offline={shlex.quote(str(file))}: cannot be read ({why}); copy it again, or take it away"
+    ) from None
+  return run_id, {k: v for k, v in row.items() if not k.startswith("_")}
 
 
 def _log_records(content: bytes) -> Iterator[bytes]:

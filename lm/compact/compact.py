@@ -64,6 +64,9 @@ def compact_run(
   """
   cfg = rundir.read_config(workdir)
   _check(cfg, workdir, to, asked)
+  check_within("tokens", tokens, "[0, inf)", "16384")
+  if source is not None and not tokens:
+    raise ConfigError(f"data={source}: --tokens 0 scores nothing; leave one of the two out")
   keep_compiled(cfg.data.cache_dir)
   params, step = load_params(workdir, checkpoint)
   if asked.merge:
@@ -73,6 +76,8 @@ def compact_run(
   flat = {k: np.asarray(v) for k, v in by_path(params if stacked else stack_layers(params)).items()}
   before = {"run": str(workdir), "bytes": bytes_of(workdir, flat), "zeros": _zeros(flat)}
   before["bits"] = 8 * before["bytes"] / sum(a.size for a in flat.values())
+  if tokens:  # first, so that a source that cannot be read leaves no run behind
+    before |= measure(workdir, checkpoint, source, tokens, asked.window)
   products = _products(cfg, flat, asked) if asked.by == "inputs" else {}
   found, model = apply(flat, cfg.model, asked, products)
   plain = {k: a.decode() if isinstance(a, packed.Coded) else a for k, a in found.items()}
@@ -91,11 +96,9 @@ def compact_run(
   rundir.close_run(to, run, "done", reason=f"compacted from {workdir}, step {step}")
   after = {"run": str(to), "bytes": size, "zeros": _zeros(plain)}
   after["bits"] = 8 * size / sum(a.size for a in flat.values())
-  rows = [before, after]
   if tokens:
-    for row, folder, which in zip(rows, (workdir, to), (checkpoint, "best"), strict=True):
-      row |= measure(folder, which, source, tokens, asked.window)
-  return rows
+    after |= measure(to, "best", source, tokens, asked.window)
+  return [before, after]
 
 
 def apply(

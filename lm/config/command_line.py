@@ -82,11 +82,21 @@ def reject_unknown(parser: argparse.ArgumentParser, unknown: Sequence[str]) -> N
 
 
 def run_main(main: Callable[[Sequence[str]], int | None]) -> None:
-  """Runs a program's main: a ConfigError becomes its one line on stderr and exit code 2."""
+  """Runs a program's main: a ConfigError becomes its one line on stderr and exit code 2.
+
+  So does a file that cannot be read or written, which is named.
+  """
   try:
     sys.exit(main(sys.argv[1:]))
   except ConfigError as error:
     print(error, file=sys.stderr)
+    sys.exit(2)
+  except OSError as error:
+    if error.filename is None:
+      raise
+    print(
+      f"{error.filename}: {error.strerror}; check the path and its permissions", file=sys.stderr
+    )
     sys.exit(2)
   except KeyboardInterrupt:
     print("interrupted; nothing was lost: run the same command again", file=sys.stderr)

@@ -437,6 +437,12 @@ def check_chats(cfg: Config) -> None:
       raise ConfigError(
         f"data.{key}={getattr(data, key)}: conversations are not cleaned; leave it off"
       )
+  for key, only in (("text_unit", "file"), ("text_field", "text"), ("text_format", "auto")):
+    if getattr(data, key) != only:
+      raise ConfigError(
+        f"data.{key}={getattr(data, key)}: conversations are lines of JSON with messages, not texts; "
+        f"use {only}"
+      )
   if data.weights:
     raise ConfigError("data.weights: conversations are drawn alike; use ()")
   if data.val_split != "documents":

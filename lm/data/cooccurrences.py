@@ -4,7 +4,8 @@
 
 Pennington et al. 2014, "GloVe", §4.2. Separators and unknown words are taken out first. The pairs are a
 folder of the cache beside the corpus; a batch is the next of them in a keyed permutation, an epoch each of
-them once. Held out are pairs, by a hash of them, not text: counts of another text would be of another size.
+them once. Held out are pairs in both orders, by a hash, not text: counts of another text would be of another
+size, and X_ji of a trained X_ij is the same number.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ from lm.data.sources.digest import hash_of
 from lm.data.store import TokenStore
 from lm.data.tokenizers import Tokenizer
 
-FORMAT = 1  # of the folder
+FORMAT = 2  # of the folder, and of the choice of pairs that are held out
 CHUNK = 1 << 20  # tokens counted at a time
 ROOM = 1 << 25  # pairs that are held before equal ones are added up
 ARRAYS = {"left": "<i4", "right": "<i4", "count": "<f4"}
@@ -81,10 +82,8 @@ def open_pairs(cfg: Config) -> Pairs:
     )
   arrays = {name: np.memmap(folder / f"{name}.bin", kind, "r") for name, kind in ARRAYS.items()}
   arrays = {name: array.view(np.ndarray) for name, array in arrays.items()}
-  hashes = order.mix(
-    arrays["left"].astype(np.uint64) * np.uint64(corpus.vocab_size)
-    + arrays["right"].astype(np.uint64)
-  )
+  less, more = (f(arrays["left"], arrays["right"]) for f in (np.minimum, np.maximum))
+  hashes = order.mix(less.astype(np.uint64) * np.uint64(corpus.vocab_size) + more.astype(np.uint64))
   out = (hashes >> np.uint64(11)) / 2.0**53 < cfg.data.val_fraction
   if out.all() or not out.any():
     raise ConfigError(

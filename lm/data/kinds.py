@@ -61,6 +61,8 @@ class Kind:
     full_rows: config -> whether mean_units is None whatever the data holds (but for each source's last row).
     check: raises ConfigError for a config that makes no sense.
     labelled: whether its records have labels; the keys of data.* for such are refused where not.
+    untrained: (config, tokenizer, labels) -> data that `extra_set` takes, without any of its own: of a model
+      that came from elsewhere; None where `open` needs no more than the config.
   """
 
   unit: str
@@ -77,6 +79,7 @@ class Kind:
   full_rows: Callable[[Config], bool] = lambda cfg: False
   check: Callable[[Config], None] = lambda cfg: None
   labelled: bool = False
+  untrained: Callable[[Config, Any, tuple[str, ...]], Any] | None = None
 
   def sets(self, data: Any, cfg: Config) -> dict[str, Any]:
     """{name: evaluation set}: the held-out one, "val", and those of eval.sets."""
@@ -328,11 +331,13 @@ LABELLED = Kind(
   mean_units=labelled.mean_labelled,
   check=labelled.check_labelled,
   labelled=True,
+  untrained=labelled.untrained,
 )
 # Labels that are numbers.
 GRADED = dataclasses.replace(
   LABELLED,
   open=functools.partial(labelled.open_labelled, graded=True),
+  untrained=lambda cfg, tokenizer, labels: labelled.untrained(cfg, tokenizer, None),
   arrays=functools.partial(labelled_arrays, label=np.float32),
 )
 
@@ -360,6 +365,7 @@ TAGGED = Kind(
   mean_units=tagged.mean_tagged,
   check=tagged.check_tagged,
   labelled=True,
+  untrained=functools.partial(records.untrained, tagged.FORM),
 )
 
 
@@ -392,6 +398,7 @@ QUESTIONS = Kind(
   mean_units=questions.mean_question,
   check=questions.check_questions,
   labelled=True,
+  untrained=functools.partial(records.untrained, questions.FORM),
 )
 
 SENTENCES = dataclasses.replace(

@@ -168,6 +168,15 @@ def open_labelled(cfg: Config, graded: bool = False, quiet: bool = False) -> Lab
   return Labelled(data, folder, tokenizer, *stores, labels, saved["counts"], {}, quiet)
 
 
+def untrained(cfg: Config, tokenizer: Tokenizer, labels: Sequence[str] | None) -> Labelled:
+  """`Labelled` without texts, whose `extra` reads sets for a model that came with tokenizer and labels."""
+  folder = pathlib.Path(hash_of([tokenizers.fingerprint(tokenizer), labels and list(labels)]))
+  empty = np.zeros(0, np.int64)
+  none = Store("none", 1, empty, empty, empty, empty, empty, "")
+  found = None if labels is None else tuple(labels)
+  return Labelled(cfg.data, folder, tokenizer, none, none, found, {}, {}, False)
+
+
 def _fields(cfg: DataConfig) -> dict[str, str]:
   """{field: the key that names it}: text, second text, label."""
   asked = [(cfg.text_field, "data.text_field"), (cfg.pair_field, "data.pair_field")]

@@ -146,6 +146,13 @@ def open_records(cfg: Config, form: Form, quiet: bool = False) -> Records:
   return Records(form, cfg, folder, tokenizer, train, val, learned, {}, quiet)
 
 
+def untrained(form: Form, cfg: Config, tokenizer: Tokenizer, labels: Sequence[str]) -> Records:
+  """`Records` without any, whose `extra` reads sets for a model that came with its tokenizer and labels."""
+  folder = pathlib.Path(hash_of([tokenizers.fingerprint(tokenizer), list(labels)]))
+  none = Store("none", {}, "")
+  return Records(form, cfg, folder, tokenizer, none, none, {"labels": list(labels)}, {}, False)
+
+
 def split(
   rows: Sequence[Any], group: Callable[[Any], str], cfg: DataConfig
 ) -> tuple[list[Any], list[Any]]:

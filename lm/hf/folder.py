@@ -102,9 +102,17 @@ def write_folder(
   Args:
     dtype: float32 | bfloat16 | float16, to which weights are rounded.
     shard_bytes: size of a file at most; an array lies in one file.
+
+  Raises:
+    ConfigError: a run directory, or weights that are no numbers of that dtype.
   """
   from safetensors.numpy import save_file
 
+  if (folder / "run.json").exists():
+    raise ConfigError(
+      f"to={folder}: is a run directory, whose config.json would be lost; choose another"
+    )
+  _check_range(state, dtype)
   folder.mkdir(parents=True, exist_ok=True)
   state = {name: np.asarray(array).astype(_dtype(dtype)) for name, array in state.items()}
   shards: list[State] = [{}]
@@ -124,6 +132,21 @@ def write_folder(
     total = {"total_size": sum(a.nbytes for a in state.values())}
     _write_json(folder / INDEX, {"metadata": total, "weight_map": where})
   _write_json(folder / "config.json", {**hf_config, "torch_dtype": dtype})
+
+
+def _check_range(state: State, dtype: str) -> None:
+  """ConfigError for weights that are not finite, or larger than the largest number of `dtype`."""
+  import ml_dtypes
+
+  most = float(ml_dtypes.finfo(_dtype(dtype)).max)
+  for name, array in state.items():
+    size = float(np.abs(np.asarray(array, np.float32)).max(initial=0.0))
+    if not np.isfinite(size):
+      raise ConfigError(f"{name}: holds numbers that are not finite; export another checkpoint")
+    if size > most:
+      raise ConfigError(
+        f"dtype={dtype}: {name} holds {size:.6g}, and {dtype} ends at {most:.6g}; use bfloat16 or float32"
+      )
 
 
 def _dtype(name):

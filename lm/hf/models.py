@@ -3,12 +3,15 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from lm.config.errors import ConfigError
 from lm.config.schema import Config
 from lm.hf.architectures import ARCHITECTURES
 from lm.hf.bert import from_bert, settings_of, to_bert
 from lm.hf.convert import State, from_hf, to_hf
 from lm.hf.t5 import t5_from_hf, t5_settings, t5_to_hf
+from lm.models.trees import by_path
 
 
 class Model(NamedTuple):
@@ -36,15 +39,17 @@ def read_model(state: Mapping[str, Any], hf_config: Mapping[str, Any]) -> tuple[
   """(fields of the `model` section, float32 parameters with layers stacked) of a folder's content.
 
   Raises:
-    ConfigError: another model_type, or what the reader of this one refuses.
+    ConfigError: another model_type, what the reader of this one refuses, or weights that are not finite.
   """
   kind = hf_config.get("model_type")
-  if kind in MODELS:
-    return MODELS[kind].read(state, hf_config)
-  if kind not in ARCHITECTURES:
+  if kind not in MODELS and kind not in ARCHITECTURES:
     known = ", ".join([*ARCHITECTURES, *MODELS])
     raise ConfigError(f"model_type={kind}: must be one of {known}; choose another model")
-  return from_hf(state, hf_config)
+  fields, params = (MODELS[kind].read if kind in MODELS else from_hf)(state, hf_config)
+  for name, array in by_path(params).items():
+    if not np.isfinite(array).all():
+      raise ConfigError(f"{name}: holds numbers that are not finite; copy the weights again")
+  return fields, params
 
 
 def write_model(

@@ -108,7 +108,7 @@ def _make_run(
     tokenizer = tokenizers.read_tokenizer(cfg.data)
   cfg = resolve(cfg, tokenizer.vocab_size, jax.device_count())
   tokenizers.save_tokenizer(tokenizer, inside)
-  run = rundir.open_run(workdir, cfg, {})
+  run = rundir.open_run(workdir, cfg, {"labels": classes_of(hf_config)})
   write_json(workdir / IMPORTED, hf_config)
   checkpoints = Checkpointer(workdir, cfg.checkpoint)
   checkpoints.save({"params": params if cfg.model.scan_layers else unstack_layers(params)}, 0)

@@ -25,7 +25,7 @@ from lm.config.errors import ConfigError, suggest
 from lm.config.hparams import Hparams
 from lm.config.schema import OptimConfig
 from lm.models.parameterization import multiplier
-from lm.optim.directions import OPTIMIZERS, Tree
+from lm.optim.directions import MOMENTS, OPTIMIZERS, Tree
 from lm.optim.low_bit import compressed
 from lm.optim.pruning import are_pruned, pruned
 from lm.optim.schedules import lr_multiplier
@@ -159,10 +159,22 @@ def read_groups(texts: Sequence[str]) -> tuple[Group, ...]:
   return tuple(found)
 
 
-def check_groups(groups: Sequence[Group], kinds: Tree) -> None:
-  """ConfigError for a group that no parameter is in."""
-  names = ["/".join(p.key for p in path) for path, _ in jax.tree_util.tree_leaves_with_path(kinds)]
+def check_groups(groups: Sequence[Group], kinds: Tree, name: str) -> None:
+  """ConfigError for a group without a parameter, or with a b1 or b2 that optimizer `name` does not use."""
+  leaves = jax.tree_util.tree_leaves_with_path(kinds)
+  kind_of = {"/".join(p.key for p in path): kind for path, kind in leaves}
+  names = list(kind_of)
   for group in groups:
+    used = set(MOMENTS[name])
+    members = {kind_of[n] for n in names if re.match(group.pattern, n)}
+    if name == "muon" and members == {"hidden"}:
+      used -= {"b2"}
+    for key in ("b1", "b2"):
+      if getattr(group, key) is not None and key not in used:
+        raise ConfigError(
+          f"optim.groups={group.pattern}:{key}={getattr(group, key):g}: optim.name={name} has no {key} "
+          "there; leave it out"
+        )
     if not any(re.match(group.pattern, name) for name in names):
       raise ConfigError(
         f"optim.groups={group.pattern}: no parameter's path begins so; paths are like {names[0]}"

@@ -174,3 +174,14 @@ OPTIMIZERS: dict[str, Callable[[Hparams, Tree, Tree], optax.GradientTransformati
   "adafactor": adafactor,
   "muon": muon,
 }
+
+# The running means each keeps: which of optim.b1 and optim.b2 a group of parameters may have its own of.
+MOMENTS: dict[str, tuple[str, ...]] = {
+  "sgd": ("b1",),
+  "adam": ("b1", "b2"),
+  "adamw": ("b1", "b2"),
+  "adagrad": (),
+  "lion": ("b1", "b2"),
+  "adafactor": ("b2",),
+  "muon": ("b1", "b2"),  # b2 of what is no hidden matrix
+}

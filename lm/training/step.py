@@ -159,7 +159,8 @@ def optimizer_of(cfg: Config, hparams: Hparams, axes: Any) -> optax.GradientTran
 def check_parameters(cfg: Config, axes: Any) -> None:
   """ConfigError for settings of parameters that are not there."""
   is_names = lambda leaf: isinstance(leaf, tuple)
-  check_groups(read_groups(cfg.optim.groups), jax.tree.map(lambda _: "", axes, is_leaf=is_names))
+  kinds = trees.param_kinds(axes, run_weights(cfg), is_leaf=is_names)
+  check_groups(read_groups(cfg.optim.groups), kinds, cfg.optim.name)
 
 
 def grad_of(loss_fn: LossFn) -> GradFn:
