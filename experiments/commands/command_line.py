@@ -45,6 +45,10 @@ def _which(command: Parser) -> None:
     help="N draws; a RANGE is log:LOW..HIGH, lin:LOW..HIGH, int:LOW..HIGH or choice:A,B",
   )  # fmt: skip
   command.add_argument(
+    "--dirichlet", nargs="+", default=[], metavar=("N", "data.weights=K"),
+    help="N mixtures of K data sources, or around shares: data.weights=0.5,0.3,0.2; see fit --mixture",
+  )  # fmt: skip
+  command.add_argument(
     "--halving",
     metavar="ETA:RUNGS",
     help="successive halving (ASHA): the best 1/ETA go on, RUNGS budgets a factor ETA apart",
@@ -251,7 +255,15 @@ def _fit(command: Parser) -> None:
                        help="fit whole loss curves: CSV files of step,lr,loss, or run directories; "
                        "--law multi_power (default) or tissue")  # fmt: skip
   command.add_argument("--predict", nargs="+", default=[], metavar="RUN",
-                       help="further curves that the law of --curves is to predict")  # fmt: skip
+                       help="further curves that the law of --curves is to predict; with --mixture, "
+                       "tables of mixtures that the law has not seen")  # fmt: skip
+  many = functools.partial(command.add_argument, action="append", default=[])
+  many("--mixture", metavar="COLUMNS",
+       help="losses as a law of the weights of data domains, and the best mixture: columns of weights as "
+       "names or patterns ('train_*'), --loss likewise; of an experiment's runs 'data.weights/*'; --law "
+       "mixing (default), log_linear, linear or trees")  # fmt: skip
+  many("--join", metavar="FILE", help="--mixture: a table whose rows go beside those of --csv")
+  many("--cap", metavar="DOMAIN=X", help="--mixture: the best gives the domain no larger weight")
   command.add_argument("--run", metavar="COLUMN", help="envelope: names the run of a point")
   command.add_argument("--of", metavar="COLUMN", help="hyper: the swept column, as lr")
   command.add_argument("--on", metavar="A,B", help="hyper: the law's columns (n_params,n_tokens)")

@@ -210,12 +210,17 @@ def status(options) -> None:
 
 
 def fit(options) -> None:
-  from experiments.ledger import fits
+  from experiments.ledger import fits, mixture_fits
 
   asked, names, law = fits.settings(options), fits.column_names(options), options.law
   law = law or "chinchilla"
-  fits.check_curves(options, asked)
-  if options.curves:
+  mixture_fits.check(options)
+  if not options.mixture:
+    fits.check_curves(options, asked)
+  if options.mixture:
+    rows = None if options.csv else collect(options).where(*options.where).done()
+    results = {"mixture": mixture_fits.fit(options, asked, rows)}
+  elif options.curves:
     results = {"curves": fits.fit_curves(options.curves, options.predict, options.law)}
   elif options.csv:
     units = fits.units(options.unit)
@@ -235,7 +240,7 @@ def fit(options) -> None:
     print_json(results)
     return
   print_results(results)
-  if not (options.csv or options.curves) and experiment.claims and not options.law:
+  if not (options.csv or options.curves or options.mixture or options.law) and experiment.claims:
     print()
     columns = ("what", "claimed", "source", "ours", "verdict", "why")
     tables.show(verdicts(experiment.claims, results), columns, "claims")

@@ -16,7 +16,9 @@ from lm.files import write_json
 
 def select(options) -> sweep.Experiment:
   """The experiment that the options name or describe, with --set and --only applied."""
-  described = [o for o in ("grid", "random", "halving", "save_as") if getattr(options, o)]
+  described = [
+    o for o in ("grid", "random", "dirichlet", "halving", "save_as") if getattr(options, o)
+  ]
   if options.config and options.name:
     raise ConfigError(
       f"config={options.config}: an experiment file has its own configs; leave out {options.name}, "
@@ -119,11 +121,12 @@ def rows_of(experiment: sweep.Experiment, root: str) -> ledgers.Ledger:
   return ledgers.Ledger(tuple(rows))
 
 
-def _sweep_spec(options) -> dict[str, object]:
+def _sweep_spec(options) -> dict[str, Any]:
   return {
     "config": options.config, "grids": options.grid, "random": options.random,
     "halving": options.halving, "seed": options.seed, "name": options.save_as,
     "fixed": _pairs(options.set),
+    **({"dirichlet": options.dirichlet} if options.dirichlet else {}),
   }  # fmt: skip
 
 

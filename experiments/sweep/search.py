@@ -1,4 +1,4 @@
-"""Which settings a sweep tries: grids and quasi-random draws.
+"""Which settings a sweep tries: grids, quasi-random draws, mixtures of data from a Dirichlet distribution.
 
 Nothing here trains; every function turns a description into lists of overrides or runs.
 """
@@ -24,6 +24,8 @@ from experiments.sweep.sweep import (
 )
 from lm.config.errors import ConfigError, suggest
 from lm.setup.load import known_keys
+
+LEAST_WEIGHT = 1e-3  # of a drawn mixture: a run takes no weight of 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +78,57 @@ def random_search(n: int, ranges: Mapping[str, Range], seed: int = 0) -> list[di
   return [
     {key: span.at(u) for (key, span), u in zip(ranges.items(), u_R, strict=True)} for u_R in u_SR
   ]
+
+
+def dirichlet(
+  n: int, base: Sequence[float], seed: int = 0, strengths: tuple[float, float] = (0.1, 5.0)
+) -> list[tuple[float, ...]]:
+  """n mixtures drawn from Dirichlet(s K base), s log-uniform in `strengths`: from nearly one domain to all.
+
+  A design for laws of mixtures (RegMix, Liu et al. 2024, arXiv:2407.01492 §3.1, whose Dirichlet has s
+  base); runs that differ in data.weights alone stack. A longer design begins with a shorter one.
+
+  Args:
+    n: mixtures, at least 1.
+    base: [K] shares around which they are drawn, > 0; divided by their sum.
+    seed: of the draws.
+    strengths: of s; 1 is uniform over mixtures where all shares are equal.
+
+  Returns: weights with 4 digits after the point, none below LEAST_WEIGHT, as a run draws from all sources.
+  """
+  shares = np.asarray(base, float)
+  if n < 1 or len(shares) < 2 or not (shares > 0).all():
+    raise ConfigError(
+      f"dirichlet={n} of {','.join(f'{b:g}' for b in base)}: must be one mixture or more of two shares "
+      "or more, all > 0; for example --dirichlet 64 data.weights=0.5,0.3,0.2"
+    )
+  rng, out = np.random.default_rng(seed), []
+  alpha = len(shares) * shares / shares.sum()
+  for _ in range(n):
+    strength = np.exp(rng.uniform(*np.log(strengths)))
+    drawn = np.maximum(rng.dirichlet(strength * alpha), LEAST_WEIGHT)
+    out.append(tuple(float(f"{w:.4f}") for w in drawn))
+  return out
+
+
+def parse_dirichlet(words: Sequence[str], seed: int) -> list[dict[str, object]]:
+  """Settings of data.weights from `64 data.weights=0.5,0.3,0.2` or `64 data.weights=3` (equal shares)."""
+  count, *rest = words
+  key, _, values = (rest[0] if len(rest) == 1 else "").partition("=")
+  texts = values.split(",")
+  if len(texts) == 1 and values.isdigit() and 2 <= int(values) <= 1000:
+    texts = ["1"] * int(values)
+  try:
+    base = [float(text) for text in texts]
+  except ValueError:
+    base = []
+  if key != "data.weights" or not count.isdigit() or len(base) < 2:
+    raise ConfigError(
+      f"dirichlet={' '.join(words)}: must be a number of mixtures, then data.weights= and the number of "
+      "sources or a share for each; for example --dirichlet 64 data.weights=0.5,0.3,0.2"
+    )
+  draws = dirichlet(int(count), base, seed)
+  return [{key: ",".join(f"{w:g}" for w in draw)} for draw in draws]
 
 
 def product(*parts: Sequence[Mapping[str, object]]) -> list[dict[str, object]]:
@@ -143,6 +196,7 @@ def sweep_from_text(
   seed: int = 0,
   fixed: Mapping[str, str] | None = None,
   name: str | None = None,
+  dirichlet: Sequence[str] = (),
 ) -> Experiment:
   """An experiment from words on a command line: the product of all grids and the random draws.
 
@@ -154,6 +208,7 @@ def sweep_from_text(
     seed: of the random draws.
     fixed: keys set in every run; names do not repeat them.
     name: the folder; made from the words if None.
+    dirichlet: a number of mixtures, then "data.weights=K" or shares.
   """
   fixed = dict(fixed or {})
   for key in fixed:
@@ -172,7 +227,11 @@ def sweep_from_text(
     if twice:
       raise ConfigError(f"random={twice[0]}: is in a grid too; choose one of the two")
     parts.append(random_search(int(count), ranges, seed))
-  spec = [config, *grids, *random, halving, seed, fixed]
+  if dirichlet:
+    if "data.weights" in axes or "data.weights" in fixed:
+      raise ConfigError("dirichlet=data.weights: is set otherwise too; choose one of the two")
+    parts.append(parse_dirichlet(dirichlet, seed))
+  spec = [config, *grids, *random, *dirichlet, halving, seed, fixed]
   if name is not None:
     check_name(name)
   else:

@@ -60,7 +60,7 @@ def field(
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
   sources: tuple[str, ...]
-  weights: tuple[float, ...]
+  weights: tuple[float, ...] = field(varies=True)
   seed: int | None = field("[0, 2147483647]", "0", varies=True)
   unique_tokens: int | None = field("[1, inf)", "1_000_000", varies=True, neutral=None)
   text_unit: str = field(choices=("file", "line", "paragraph"))
