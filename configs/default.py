@@ -190,6 +190,7 @@ def get_config() -> ConfigDict:
   train.flops = None  # budget: floating-point operations (train.flops_convention)
   train.count = "total"  # parameters in tokens_per_param: total | non_embedding
   train.flops_convention = "6ND"  # 6ND | 6ND_nonembedding | exact
+  train.noise_scale = False  # gradient noise scale, from train.accumulate >= 2 micro-batches
   train.on_nonfinite = "stop"  # a loss or gradient of nan or inf: stop | skip the update | rewind
   train.hang_seconds = 1800  # seconds after which a step's stacks are printed; None = never
   train.init_from = None  # run or Hugging Face folder whose parameters the run starts from

@@ -190,6 +190,7 @@ NEEDS = {  # what a value needs beside it; a key alone stands for all its values
   "data.weights": {"data.sources": "text:{folder}/a.txt,text:{folder}/b.txt"},
   "data.text_unit=file": {"data.val_split": "tail", "eval.tokens": "None"},
   "data.text_unit=paragraph": {"data.val_split": "tail"},
+  "train.noise_scale": {"train.accumulate": 2},
   "model.experts_per_token": {"model.experts": 4},
   "model.capacity_factor": {"model.experts": 4},
   "model.shared_experts": {"model.experts": 4},

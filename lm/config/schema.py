@@ -181,6 +181,7 @@ class TrainConfig:
   count: str = field(choices=("total", "non_embedding"))
   flops_convention: str = field(choices=("6ND", "6ND_nonembedding", "exact"))
   on_nonfinite: str = field(choices=("stop", "skip", "rewind"), neutral="stop")
+  noise_scale: bool = field(neutral=False)
   hang_seconds: float | None = field("(0, inf)", "1800", identity=False, neutral=None)
   init_from: str | None = field(neutral=None)
   init_depth: str | None = field(choices=("stack", "interleave"), neutral=None)

@@ -8,6 +8,8 @@ COMMON = {  # whatever the objective
   "train/tokens": "predicted tokens in this step's batch",
   "train/skipped": "1 where this step's update was left out, as it was not finite (train.on_nonfinite=skip)",
   "train/grad_norm": "L2 norm of the gradient, before clipping",
+  "train/grad_signal": "estimate of the true gradient's squared norm (train.noise_scale)",
+  "train/grad_noise": "estimate of tr(Sigma), the gradient's variance times tokens of the batch",
   "train/param_norm": "L2 norm of the parameters, after the update",
   "optim/lr": "learning rate of this update: peak_lr * schedule",
   "optim/kept": "share of the weights of pruned matrices that are left after this update (optim.prune)",

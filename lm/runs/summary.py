@@ -10,6 +10,7 @@ from lm.objectives.registry import objective_of
 from lm.runs import bucket
 from lm.runs.rundir import read_config, read_run
 from lm.setup.resolve import kind_of, schedule_steps
+from lm.training import noise_scale
 
 
 def show(workdirs: Sequence[pathlib.Path]) -> str:
@@ -28,6 +29,12 @@ def _show(workdirs: Sequence[pathlib.Path]) -> str:
   lines += [f"  {line}" for line in _no_better_than_chance(workdir, run["final"])]
   if isinstance(run.get("tokens_per_sec"), int | float):
     lines.append(f"  speed {run['tokens_per_sec']:,.0f} {run['unit']}/s")
+  watched = read_config(workdir).train.noise_scale
+  scale = noise_scale.noise_scale(read_jsonl(workdir / "metrics.jsonl")) if watched else None
+  if scale:
+    lines.append(
+      f"  gradient noise scale {scale:,.0f} {run['unit']}, over the last half of the run"
+    )
   samples = read_jsonl(workdir / "samples.jsonl")
   if samples:
     between = " -> " if family_of(read_config(workdir).model).reads_source else ""

@@ -119,6 +119,11 @@ def _check_training(cfg: Config) -> None:
   check_divisible(
     "train.batch_size", cfg.train.batch_size, cfg.train.accumulate, "train.accumulate"
   )
+  if cfg.train.noise_scale and cfg.train.accumulate < 2:
+    raise ConfigError(
+      f"train.noise_scale=True: compares micro-batches, of which there is {cfg.train.accumulate}; set "
+      "--config.train.accumulate=2"
+    )
   read_groups(cfg.optim.groups)
   check_pruning(cfg)
   if cfg.train.init_depth and not cfg.train.init_from:

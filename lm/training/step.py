@@ -22,6 +22,7 @@ from lm.optim.chain import (
   read_groups,
 )
 from lm.optim.pruning import share_kept
+from lm.training import noise_scale
 
 LOW_BITS = 24  # of a count of units that its lower half holds
 
@@ -83,7 +84,7 @@ def train_step(
   key = jax.random.fold_in(jax.random.key(hparams.seed), 1)
   key = jax.random.fold_in(key, state.step)
   extra, taught = split_extra(state.extra, objective.teachers(cfg))
-  grads, total, (sums, extra) = _accumulated(
+  grads, total, (sums, extra), micro = _accumulated(
     _reading(grad_fn, taught), state.params, extra, batch, key, hparams, cfg
   )
   extra = objective.after_step(cfg, extra)
@@ -114,6 +115,9 @@ def train_step(
     "optim/lr": learning_rate(cfg.optim, hparams, state.step, opt_state),
     "seen": seen,
   }
+  if cfg.train.noise_scale:
+    whole, n = jnp.square(metrics["train/grad_norm"]), cfg.train.accumulate
+    metrics |= noise_scale.estimates(micro, whole, weight, n)
   if cfg.optim.prune != "none":
     metrics["optim/kept"] = share_kept(opt_state)
   extra = extra | taught if taught else extra
@@ -199,11 +203,12 @@ def _zeros(shapes):
 def _accumulated(grad_fn, params, extra, batch, key, hparams, cfg):
   """Gradient of the objective's sum, the sum itself, the other sums and `extra`, over all micro-batches.
 
+  And, with cfg.train.noise_scale, the mean squared norm of the micro-batches' own mean gradients, else 0.
   What of `extra` belongs to rows is split as the rows are; the rest goes from one micro-batch to the next.
   """
   n = cfg.train.accumulate
   if n == 1:
-    return grad_fn(params, extra, batch, key, hparams)
+    return *grad_fn(params, extra, batch, key, hparams), jnp.float32(0)
   leaves, tree = jax.tree.flatten(extra)
   is_names = lambda leaf: isinstance(leaf, tuple)
   axes = jax.tree.leaves(objective_of(cfg.objective).extra_axes(cfg), is_leaf=is_names)
@@ -226,16 +231,18 @@ def _accumulated(grad_fn, params, extra, batch, key, hparams, cfg):
     return grad_fn(params, merge(rows, rest), part, jax.random.fold_in(key, index), hparams)
 
   def body(carry, each):
-    total, rest = carry
+    total, rest, norms = carry
     grads, objective, (sums, extra) = one(*each, rest)
     rows, rest = apart(extra)
-    return (jax.tree.map(jnp.add, total, (grads, objective, sums)), rest), rows
+    if cfg.train.noise_scale:
+      norms += noise_scale.squared_norm(grads, sums["weight"])
+    return (jax.tree.map(jnp.add, total, (grads, objective, sums)), rest, norms), rows
 
   micro = jax.tree.map(split, dict(batch))
   first = jax.tree.map(lambda a: a[0], (micro, rows))
   grads, objective, (sums, _) = jax.eval_shape(one, jnp.int32(0), *first, rest)
   zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (grads, objective, sums))
-  ((grads, objective, sums), rest), rows = jax.lax.scan(
-    body, (zeros, rest), (jnp.arange(n), micro, rows)
+  ((grads, objective, sums), rest, norms), rows = jax.lax.scan(
+    body, (zeros, rest, jnp.float32(0)), (jnp.arange(n), micro, rows)
   )
-  return grads, objective, (sums, merge([join(r) for r in rows], rest))
+  return grads, objective, (sums, merge([join(r) for r in rows], rest)), norms / n
