@@ -95,7 +95,8 @@ def compare(options: argparse.Namespace, examples: list[dict], asked: list[dict]
   ours = multiple_choice.score(run, pairs)
   begins = run.tokenizer.start_id
   del run
-  theirs = [Peer(options.exported, begins).score(*pair) for pair in pairs]
+  peer = Peer(options.exported, begins)
+  theirs = [peer.score(*pair) for pair in pairs]
   sizes = np.array([one.bytes for one in ours])
   answers = np.array([q["answer"] for q in asked])
   for who, scored in (("ours", ours), ("transformers", theirs)):

@@ -1,8 +1,9 @@
 """Vectors of words trained here and by gensim: the same words, width, window, negatives and epochs.
 
 Both are scored by Spearman's correlation with judged pairs of words; words/s are words read a second while
-training. gensim has a Python of its own: `python -m venv g && g/bin/pip install gensim`; WordSim-353 comes
-with it as gensim/test/test_data/wordsim353.tsv.
+training. Their rates are not one number: gensim's SGD moves after every pair (--peer_rate), Adam here after
+thousands (--set optim.peak_lr). gensim has a Python of its own: `python -m venv g && g/bin/pip install
+gensim`; WordSim-353 comes with it as gensim/test/test_data/wordsim353.tsv.
 
 examples:
   python benchmarks/word_vectors.py --text "books/*.gz" --pairs wordsim353.tsv --peer_python g/bin/python
@@ -31,6 +32,7 @@ def main() -> None:
   parser.add_argument("--architecture", default="skipgram", choices=("skipgram", "cbow"))
   parser.add_argument("--epochs", type=int, default=5)
   parser.add_argument("--peer_python", help="a Python that has gensim")
+  parser.add_argument("--peer_rate", type=float, default=0.025, help="gensim's first rate, a pair")
   parser.add_argument("--sentences", help="words that gensim trains on; written by the first row")
   options = parser.parse_args()
   if options.worker:
@@ -98,6 +100,7 @@ def time_gensim(options) -> dict:
   model = Word2Vec(
     vector_size=100, window=5, negative=5, sample=1e-3, min_count=1, epochs=options.epochs,
     sg=int(options.architecture == "skipgram"), workers=os.cpu_count() or 1, seed=1,
+    alpha=options.peer_rate,
   )  # fmt: skip
   sentences = LineSentence(options.sentences, max_sentence_length=SENTENCE)
   model.build_vocab(sentences)
@@ -108,6 +111,7 @@ def time_gensim(options) -> dict:
   words = model.corpus_total_words
   return {
     "words": words, "vocabulary": len(model.wv), "epochs": options.epochs, "seconds": seconds,
+    "rate": options.peer_rate,
     "words_per_sec": words * options.epochs / seconds, "spearman": float(found[1].statistic),
     "unknown_share": found[2] / 100, "versions": {"gensim": metadata.version("gensim")},
   }  # fmt: skip

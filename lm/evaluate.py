@@ -6,6 +6,7 @@ examples:
   python -m lm.evaluate --workdir runs/imported --data text:test.tsv --text_field 0 --label_field 1
   python -m lm.evaluate --workdir runs/default --task samples:prompts.txt
   python -m lm.evaluate --workdir runs/multi30k --task translation:test.en,test.de --beams 5
+  python -m lm.evaluate --workdir runs/smollm2 --task summary:test.jsonl --cue " TL;DR:" --stop "." --limit 64
   python -m lm.evaluate --workdir runs/squad --task squad:dev-v1.1.json --answers answers.jsonl
 """
 
@@ -34,6 +35,7 @@ from lm.runs.checkpoint import load_state, usable_params
 from lm.setup.hparams import make_hparams
 from lm.setup.resolve import kind_of
 from lm.tasks.registry import READ, evaluate_task
+from lm.tasks.texts import Writing
 from lm.training.compile_cache import keep_compiled
 from lm.training.programs import Programs, extra_of, make_programs
 
@@ -174,7 +176,7 @@ def _score(options) -> dict[str, object]:
   """What the parsed options ask for: a task, or the objective's scores."""
   workdir = bucket.local(options.workdir)
   if options.task is None:
-    for name, off in (("beams", 1), ("length_penalty", 1.0), ("limit", None), ("answers", None)):
+    for name, off in {**Writing()._asdict(), "limit": None, "answers": None}.items():
       if getattr(options, name) != off:
         raise ConfigError(f"{name}={getattr(options, name)}: is of a task; add --task")
     fields = {key: getattr(options, key) for key in FIELDS if getattr(options, key) is not None}
@@ -196,9 +198,8 @@ def _score(options) -> dict[str, object]:
   if options.answers and not pathlib.Path(options.answers).parent.is_dir():
     raise ConfigError(f"answers={options.answers}: must be in a folder that exists; make it")
   keep_compiled(rundir.read_config(workdir).data.cache_dir)
-  scores, answers = evaluate_task(
-    workdir, task, options.checkpoint, options.beams, options.length_penalty, options.limit
-  )
+  writing = Writing(options.beams, options.length_penalty, options.cue, options.stop)
+  scores, answers = evaluate_task(workdir, task, options.checkpoint, writing, options.limit)
   if options.answers:
     lines = [json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers]
     pathlib.Path(options.answers).write_text("".join(lines), encoding="utf-8")
@@ -219,6 +220,8 @@ def main(argv: list[str]) -> int:
     "--beams", type=int, default=1, help="of texts that a task asks for; 1 = greedy"
   )
   parser.add_argument("--length_penalty", type=float, default=1.0, help="of the beams' scores")
+  parser.add_argument("--cue", default="", help="stands after every source, such as ' TL;DR:'")
+  parser.add_argument("--stop", help="texts that a task asks for end before this string")
   parser.add_argument("--limit", type=int, help="the first examples of a task alone")
   parser.add_argument("--answers", help="file to write a task's texts to, a JSON object each")
   parser.add_argument("--json", action="store_true", help="print the scores as JSON")

@@ -6,9 +6,10 @@ import pytest
 
 from lm import evaluate
 from lm.config.errors import ConfigError
+from lm.runs.load import load
 from lm.setup.load import load_config
 from lm.tasks import samples
-from lm.tasks.texts import read_examples
+from lm.tasks.texts import Writing, answers, read_examples
 from tests.trained import run
 
 
@@ -41,9 +42,32 @@ def test_samples_of_a_run_are_scored(decoder, tmp_path, capsys):
   assert found["seconds"] > 0 and found["peak_bytes"] > 1e6
 
 
+def test_a_cue_stands_after_each_source_and_answers_end_before_the_stop(decoder, tmp_path, capsys):
+  loaded, sources = load(decoder), ["A first sentence. More of it.", "Another one!"]
+  plain = answers(loaded, sources, Writing())
+  cued = answers(loaded, sources, Writing(cue=" So:"))
+  assert cued == answers(loaded, [f"{text} So:" for text in sources], Writing()) != plain
+  stop = cued[0][2]
+  assert answers(loaded, sources, Writing(cue=" So:", stop=stop)) == [
+    text.split(stop)[0] for text in cued
+  ]
+  file = tmp_path / "s.jsonl"
+  file.write_text("".join(json.dumps({"source": t, "target": "A first"}) + "\n" for t in sources))
+  words = ["--workdir", str(decoder), "--task", f"summary:{file}", "--json"]
+  found = []
+  for more in ([], ["--cue", " So:", "--stop", stop]):
+    assert evaluate.main([*words, *more]) == 0
+    found.append(json.loads(capsys.readouterr().out))
+  assert found[0]["lead1_rouge1"] == found[1]["lead1_rouge1"] > 0  # of the source alone
+
+
 @pytest.mark.parametrize(
   ("words", "message"),
   [
+    (["--task", "samples:x", "--cue", "a"], r"cue=a: is of tasks that write, such as translation"),
+    (["--task", "squad:x", "--stop", "a"], r"stop=a: is of tasks that write, such as translation"),
+    (["--task", "summary:x", "--stop", ""], r"stop=: must be a text that is not empty"),
+    (["--stop", "a"], r"stop=a: is of a task; add --task"),
     (["--task", "sampels:x"], r"task=sampels:x: no such task; did you mean samples\?"),
     (["--task", "samples"], r"task=samples: needs a file; write e.g. samples:prompts.txt"),
     (["--task", "samples:nowhere.txt"], r"task=nowhere.txt: cannot be read"),

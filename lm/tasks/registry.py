@@ -15,6 +15,7 @@ from lm.models.registry import family_of
 from lm.runs import rundir
 from lm.runs.load import load
 from lm.tasks import multiple_choice, samples, similarity, squad, summary, texts, translation
+from lm.tasks.texts import Writing
 
 
 class Read(NamedTuple):
@@ -62,8 +63,7 @@ def evaluate_task(
   workdir: pathlib.Path,
   task: str,
   checkpoint: str,
-  beams: int,
-  length_penalty: float,
+  writing: Writing,
   limit: int | None,
 ) -> tuple[dict[str, float], list[dict[str, object]]]:
   """(scores, answers) of a run on a task; seconds and the peak memory of the process are among the scores.
@@ -71,8 +71,7 @@ def evaluate_task(
   Args:
     task: "NAME:FILE", NAME a row of READ or TASKS.
     checkpoint: "best", "latest" or a step.
-    beams: of the search for a text to write; 1 = greedy.
-    length_penalty: of that search (lm.models.beam).
+    writing: how texts to write are asked for.
     limit: the first so many examples alone; None = all.
 
   Returns:
@@ -91,34 +90,36 @@ def evaluate_task(
   if limit is not None and limit < 1:
     raise ConfigError(f"limit={limit}: must be at least 1; leave it out for all")
   begun, found = time.perf_counter(), []
+  asked = writing._asdict() | ({"limit": limit} if name in READ else {})
+  plain = Writing()._asdict() | {"limit": None}
+  for key, value in asked.items():
+    if name not in TASKS and value != plain[key]:
+      raise ConfigError(f"{key}={value}: is of tasks that write, such as translation; leave it out")
   if name in ANSWERED:
-    if beams != 1:
-      raise ConfigError(f"beams={beams}: is of tasks that write, such as translation; leave it out")
     scores, found = ANSWERED[name].evaluate(workdir, path, checkpoint, limit)
   elif name in READ:
-    if beams != 1 or limit is not None:
-      key, value = ("limit", limit) if beams == 1 else ("beams", beams)
-      raise ConfigError(f"{key}={value}: is of tasks that write, such as translation; leave it out")
     scores = dict(READ[name].evaluate(workdir, path, checkpoint))
   else:
-    scores, found = _write(workdir, task, checkpoint, beams, length_penalty, limit)
+    scores, found = _write(workdir, task, checkpoint, writing, limit)
   return scores | {
     "seconds": time.perf_counter() - begun,
     "peak_bytes": float(_peak_bytes()),
   }, found
 
 
-def _write(workdir, task, checkpoint, beams, length_penalty, limit):
+def _write(workdir, task, checkpoint, writing, limit):
   """(scores, answers) of a task of TASKS."""
   name, _, path = task.partition(":")
-  if beams < 1:
-    raise ConfigError(f"beams={beams}: must be at least 1 (1 = greedy); try 5")
+  if writing.beams < 1:
+    raise ConfigError(f"beams={writing.beams}: must be at least 1 (1 = greedy); try 5")
+  if writing.stop == "":
+    raise ConfigError("stop=: must be a text that is not empty; try a full stop, or leave it out")
   cfg = rundir.read_config(workdir)
   if family_of(cfg.model).init_cache is None:
     raise ConfigError(f"model.family={cfg.model.family}: writes no text, which {name} asks for")
   examples = texts.read_examples(name, path, cfg.data, limit)
   run, begun = load(workdir, checkpoint), time.perf_counter()
-  written = texts.answers(run, [example.source for example in examples], beams, length_penalty)
+  written = texts.answers(run, [example.source for example in examples], writing)
   spent = time.perf_counter() - begun
   n_tokens = sum(len(run.tokenizer.encode(text)) for text in written)
   scores = {"examples": float(len(examples)), **TASKS[name].score(written, examples)}

@@ -17,12 +17,24 @@ from lm.models.decoding import prompt_ids, room_after
 from lm.runs.load import LoadedRun
 
 ROWS = 32  # answered together
+MOST = 256  # tokens of an answer
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 
 class Example(NamedTuple):
   source: str  # as the file has it
   references: tuple[str, ...]  # texts that would be right, at least one
+
+
+class Writing(NamedTuple):
+  """How answers are asked for; the values here are those of a plain greedy answer."""
+
+  beams: int = 1  # of a beam search; 1 = greedy
+  length_penalty: float = 1.0  # of that search (lm.models.beam)
+  cue: str = (
+    ""  # stands after every source: a decoder needs one ("TL;DR:", Radford et al. 2019 §3.6)
+  )
+  stop: str | None = None  # answers end before it
 
 
 def read_examples(task: str, path: str, cfg: DataConfig, limit: int | None) -> list[Example]:
@@ -85,7 +97,7 @@ def _texts(value: Any) -> tuple[str, ...] | None:
   return tuple(value) if is_list else None
 
 
-def answers(run: LoadedRun, sources: Sequence[str], beams: int, length_penalty: float) -> list[str]:
+def answers(run: LoadedRun, sources: Sequence[str], writing: Writing) -> list[str]:
   """What a run writes for each source: the likeliest text of a beam search, or the greedy one without beams.
 
   Sources are cleaned as the run's data was, and go together by length.
@@ -95,27 +107,29 @@ def answers(run: LoadedRun, sources: Sequence[str], beams: int, length_penalty: 
   """
   cfg, t = run.cfg.model, run.tokenizer
   texts = [cleaning.clean(source, run.cfg.data) for source in sources]
-  lengths = [len(prompt_ids(cfg, t.encode(text), t.start_id, t.eot_id)) for text in texts]
+  size = lambda text: len(prompt_ids(cfg, t.encode(text + writing.cue), t.start_id, t.eot_id))
+  lengths = [size(text) for text in texts]
   most = cfg.seq_len
   if max(lengths) > most and run.cfg.data.truncate:
+    room = most - len(t.encode(writing.cue)) - 1
     texts = [
-      _cut(t, text, most - 1) if n > most else text for text, n in zip(texts, lengths, strict=True)
+      _cut(t, text, room) if n > most else text for text, n in zip(texts, lengths, strict=True)
     ]
     lengths = [min(n, most) for n in lengths]
   by_length = sorted(range(len(texts)), key=lambda i: lengths[i])
   found = [""] * len(texts)
+  beams = writing.beams if writing.beams > 1 else 0
   for first in range(0, len(texts), ROWS):
     chosen = by_length[first : first + ROWS]
     rows = chosen + chosen[-1:] * (
       ROWS - len(chosen)
     )  # of one shape, so that nothing compiles anew
     longest = max(lengths[i] for i in chosen)
-    room = max(1, room_after(cfg, longest))
-    written = run.generate(
-      [texts[i] for i in rows], min(room, 256), 0.0, 0, beams if beams > 1 else 0, length_penalty
-    )
+    tokens = min(max(1, room_after(cfg, longest)), MOST)
+    prompts = [texts[i] + writing.cue for i in rows]
+    written = run.generate(prompts, tokens, 0.0, 0, beams, writing.length_penalty)
     for i, text in zip(chosen, written, strict=False):
-      found[i] = text
+      found[i] = text if writing.stop is None else text.split(writing.stop)[0]
   return found
 
 
