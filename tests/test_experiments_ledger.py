@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from experiments.ledger import compare, ledger, rows
+from experiments.report import board, tables
 from lm.config.errors import ConfigError
 from lm.files import write_json
 from lm.runs.rundir import read_config, read_run
@@ -120,6 +121,67 @@ def test_a_damaged_directory_is_a_row_that_says_so(tmp_path, file, content, word
   row = rows.read_row(str(tmp_path / "run"))
   assert row["status"] == "unreadable" and words in row["reason"]
   assert len(ledger.read_ledger(str(tmp_path)).done()) == 0  # and nothing is computed from it
+
+
+@pytest.mark.parametrize(
+  "name", ["config.json", "run.json", "metrics.jsonl", "perf.jsonl", "launch.json"]
+)
+@pytest.mark.parametrize("content", [
+  b"", b"[1, 2]", b"null", b"7", bytes(range(256)), b'{"a": {"b": null}}', b"[" * 100_000, None,
+  b'{"step": 1, "tokens": "abc", "train/loss": "x"}\n{"step": "2"}\n',
+  b'{"step": NaN, "tokens": 1e999, "train/loss": 3, "perf/seconds": null}\n',
+])  # fmt: skip
+def test_any_damage_to_a_record_is_a_row_that_every_command_shows(name, content, tmp_path, capsys):
+  for run in "ab":
+    fake_run(tmp_path / "runs" / run, {"seed": ord(run)})
+  file = tmp_path / "runs" / "a" / name
+  file.unlink(missing_ok=True)
+  if content is None:
+    file.mkdir()
+  else:
+    file.write_bytes(content)
+  found = ledger.read_ledger(str(tmp_path / "runs"))
+  tables.show_comparison(compare.compare(list(found)), "tokens")
+  board.write_board(found, str(tmp_path / "board.html"))
+  ledger.export(found, str(tmp_path / "ledger.jsonl"))
+  assert len(ledger.load_ledger(str(tmp_path / "ledger.jsonl"))) == 2
+  assert "\n" not in (found.rows[0]["reason"] or "")
+
+
+@pytest.mark.parametrize("content", [
+  bytes(range(256)), b"[1]\n", b"{}\n", b'{"shared": {}}\n[1]\n', b'{"shared": {}}\n{"loss": 1}\n',
+  b'{"shared": {}}\n{"name": "a", "status": "done", "curve": [1]}\n',
+  b'{"shared": {}}\n{"name": "a", "status": "done", "curve": {"tokens": [1], "train/loss": []}}\n',
+])  # fmt: skip
+def test_what_is_no_ledger_file_is_refused_in_one_line(content, tmp_path):
+  (tmp_path / "l.jsonl").write_bytes(content)
+  with pytest.raises(ConfigError, match="must be a ledger that status --export wrote"):
+    ledger.load_ledger(str(tmp_path / "l.jsonl"))
+
+
+def test_imported_and_compacted_runs_are_done_and_not_damaged(tmp_path):
+  """They have a config and parameters, and no record of training."""
+  fake_run(tmp_path / "a")
+  run = json.loads((tmp_path / "a" / "run.json").read_text())
+  for key in ("parameters", "data", "flops_per_token", "corpus_tokens"):
+    del run[key]
+  (tmp_path / "a" / "run.json").write_text(json.dumps(run | {"reason": "imported from x"}))
+  (tmp_path / "a" / "metrics.jsonl").unlink()
+  (row,) = ledger.read_ledger(str(tmp_path))
+  assert (row["status"], row["reason"]) == ("done", "imported from x")
+  assert row["model.width"] == 32 and "loss" not in row
+
+
+def test_runs_without_the_metric_are_compared_by_what_they_have(tmp_path):
+  """Of another objective, such as a VAE's, or not evaluated yet."""
+  for name in "ab":
+    fake_run(tmp_path / name, {"seed": ord(name)})
+  lines = (
+    (tmp_path / "a" / "metrics.jsonl").read_text().replace("eval/val/loss", "eval/val/neg_elbo")
+  )
+  (tmp_path / "a" / "metrics.jsonl").write_text(lines.replace("train/loss", "train/neg_elbo"))
+  found = compare.compare(list(ledger.read_ledger(str(tmp_path))))
+  assert found["eval_loss"][0]["a"] is None and found["train_loss"][-1]["b"] is not None
 
 
 def test_a_file_is_no_run_directory(tmp_path):

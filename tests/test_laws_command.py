@@ -340,6 +340,17 @@ def test_a_formula_names_the_column_it_lacks_and_takes_it_by_name(tmp_path, hand
     (["--law", "varpro", "--se", "loss"], "se: a fit of varpro does not take it"),
     (["--law", "E + A*pow(N, 2)"], "'pow' is no function"),
     (["--law", "chinchila"], "or write a formula"),
+    (["--drop_highest", "-3"], "drop_highest=-3: must be at least 0"),
+    (["--drop_beyond", "0"], "drop_beyond=0.0: must be greater than 0"),
+    (["--min_flops", "nan"], "min_flops=nan: must be greater than 0 and finite"),
+    (["--n_boot", "-5"], "n_boot=-5: must be at least 0"),
+    (["--starts", "0"], "starts=0: must be at least 1"),
+    (["--confidence", "95"], r"confidence=95.0: must be in \(0, 1\)"),
+    (["--delta", "nan"], "delta=nan: must be greater than 0"),
+    (["--holdout", "-1"], "holdout=-1.0: must be greater than 0"),
+    (["--law", "isoflop", "--within", "0.5"], "within=0.5: must be greater than 1"),
+    (["--fix", "E=nan"], "fix=nan: must be finite numbers"),
+    (["--point", "n_params=inf"], "point=inf: must be finite numbers"),
   ],
 )
 def test_what_is_said_twice_or_not_taken_is_one_line(words, line, tmp_path, handed):

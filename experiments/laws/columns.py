@@ -18,11 +18,11 @@ from experiments.laws import cells
 # Used only for a column the caller did not name; two matches in one table are an error, not a guess.
 ALIASES = {
   "n_params": ("n_params", "params", "n", "model size", "parameters", "num_params", "parameter_count",
-               "param_count", "total_params", "n_parameters", "num_parameters", "model_params"),
+               "param_count", "total_params", "n_parameters", "num_parameters", "model_params", "parameter"),
   "n_params_non_embedding": ("n_params_non_embedding", "non_embedding_params", "n_non_embedding",
                              "params_no_embed", "n_no_emb", "params_non_embedding"),
   "n_tokens": ("n_tokens", "tokens", "d", "training tokens", "train_tokens", "num_tokens",
-               "total_tokens", "tokens_seen", "dataset size"),
+               "total_tokens", "tokens_seen", "dataset size", "token"),
   "flops": ("flops", "flop", "c", "training flop", "training flops", "compute", "total_flops",
             "train_flops", "compute budget"),
   "loss": ("loss", "final_loss", "val_loss", "eval_loss", "validation loss", "test loss", "l",

@@ -158,8 +158,9 @@ def curve_of(
   if x not in AXES:
     raise ConfigError(f"x={x}: must be one of {', '.join(AXES)}; use tokens")
   curve = row.get("curve") or {}
-  pairs = zip(curve.get(x, ()), curve.get(y, ()), strict=True)
-  points = np.array([(a, b) for a, b in pairs if a is not None and b is not None], np.float64)
+  known = x in curve and y in curve  # a run of another objective, or not evaluated yet, lacks y
+  pairs = zip(curve[x], curve[y], strict=True) if known else ()
+  points = np.array([(a, b) for a, b in pairs if _finite(a) and b is not None], np.float64)
   points = points.reshape(-1, 2)
   return points[:, 0], smooth(points[:, 0], points[:, 1], width)
 

@@ -15,7 +15,7 @@ from experiments.laws.columns import ALIASES
 from experiments.laws.isoflop import IsoFlopFit
 from experiments.ledger.ledger import Ledger
 from experiments.ledger.rows import read_curve
-from lm.config.errors import ConfigError
+from lm.config.errors import ConfigError, check_within
 
 # our column -> the ledger's key that stands for it unless another is named
 LEDGER_COLUMNS = {"n_params": "n_params", "n_tokens": "n_tokens", "flops": "flops", "loss": "loss"}
@@ -46,11 +46,21 @@ OPTION_OF = {
   "n_starts": "starts", "methods": "intervals", "fixed": "fix", "tied": "tie", "flops": "at",
   "points": "point", "weighted": "unweighted", "weights": "weight", "outliers": "drop_highest",
 }  # fmt: skip
+# what a number may be, and one that is
+RANGES = {
+  "n_boot": ("[0, inf)", "1000"), "starts": ("[1, inf)", "256"), "confidence": ("(0, 1)", "0.95"),
+  "delta": ("(0, inf)", "1e-3"), "drop_highest": ("[0, inf)", "5"), "drop_beyond": ("(0, inf)", "5"),
+  "min_flops": ("(0, inf)", "1e18"), "holdout": ("(0, inf)", "1e21"), "within": ("(1, inf)", "4"),
+  "near_optimal": ("(0, inf)", "0.01"), "init_loss": ("(0, inf)", "10.4"), "seed": ("[0, inf)", "0"),
+}  # fmt: skip
 REFIT_STARTS = 256  # of a law already fitted from its whole grid
 
 
 def settings(options) -> dict[str, object]:
   """What the options of `fit` ask for, under the names that the fits of experiments.laws give it."""
+  for key, (within, example) in RANGES.items():
+    if (value := getattr(options, key, None)) is not None:
+      check_within(key, value, within, example)
   given = {k: getattr(options, k, None) for k in (
     "objective", "delta", "n_boot", "seed", "confidence", "cluster", "holdout", "method", "budget",
     "within", "run", "of", "init_loss", "sd", "residual", "near_optimal",
@@ -446,9 +456,12 @@ def refuse_settings(settings: Mapping, experiment: str) -> None:
 
 def _number(option: str, text: str) -> float:
   try:
-    return float(text)
+    value = float(text)
   except ValueError:
-    raise ConfigError(f"{option}={text}: must be numbers; for example {option}=1e21") from None
+    value = np.nan
+  if not np.isfinite(value):
+    raise ConfigError(f"{option}={text}: must be finite numbers; for example {option}=1e21")
+  return value
 
 
 def positive(option: str, text: str) -> float:

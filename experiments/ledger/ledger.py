@@ -264,9 +264,10 @@ def load_ledger(path: str) -> Ledger:
     content = fs.cat_file(place)
   try:
     lines = [json.loads(line) for line in content.decode().splitlines() if line.strip()]
-    rows = tuple({**lines[0]["shared"], **row} for row in lines[1:])
-    if not all(isinstance(row["name"], str) and isinstance(row["status"], str) for row in rows):
-      raise TypeError("name and status must be texts")
+    shared = lines[0]["shared"]
+    rows = tuple({**shared, **row} for row in lines[1:])
+    if not all(map(_is_row, rows)):
+      raise TypeError("rows have a name and a status, and curves columns of equal length")
   except (
     ValueError,
     KeyError,
@@ -278,6 +279,14 @@ def load_ledger(path: str) -> Ledger:
       f"ledger={path}: must be a ledger that status --export wrote; export it again"
     ) from None
   return Ledger(rows)
+
+
+def _is_row(row: dict) -> bool:
+  """Whether a ledger's row has what every row has."""
+  curve = row.get("curve", {})
+  has_columns = isinstance(curve, dict) and all(isinstance(v, list) for v in curve.values())
+  named = isinstance(row["name"], str) and isinstance(row["status"], str)
+  return named and has_columns and len({len(v) for v in curve.values()}) < 2
 
 
 def _write_jsonl(ledger: Ledger, path: str) -> None:
