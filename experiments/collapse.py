@@ -9,7 +9,7 @@ rung once more with a peak rate 8 times too large, and once with a quarter of it
 Nuisance: seed, four a rung.
 Fixed: as in experiments/isoflop_wide.py; the validation loss is read 20 times a run, so that no noise of
 batches is in the curves.
-Not run: --scale gpu (width 64 times the depth, up to depth 12).
+Not run: this file has a plan and tests on simulated curves alone; --scale gpu has width 64 times the depth.
 Done when the tolerance of both ladders, with and without the bad rung, is known well enough to be told apart.
 """
 
@@ -59,7 +59,7 @@ def _rung(scale, depth, steps, kind, more=None):
   width = RATIO[scale] * depth
   settings = SETTINGS | (GPU if scale == "gpu" else {}) | {
     "model.width": width, "model.depth": depth, "model.heads": 2 if scale == "cpu" else depth,
-    "train.steps": steps, "eval.every_steps": steps // READINGS, "eval.tokens": 30_000,
+    "train.steps": steps, "eval.every_steps": steps // READINGS, "eval.tokens": 15_000,
     "checkpoint.every_steps": steps, **(more or {}),
   }  # fmt: skip
   for seed in SEEDS:

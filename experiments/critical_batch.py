@@ -6,7 +6,7 @@ arXiv:2505.23971, see it grow fast early in a run and then level off, at 1B as a
 
 Scientific: train.batch_size, 2 to 32 rows of 64 bytes, at training tokens 66 thousand to 524 thousand and
 three widths.
-Nuisance: optim.peak_lr, three rates a factor of 2 apart at every batch; seed, two (one in long runs).
+Nuisance: optim.peak_lr, three rates a factor of 2 apart, four at large batches; seed, two (one in long runs).
 Fixed: experiments/sweep/small.py, muP, linear decay to 0 that ends with the run.
 Analysis: the loss at the best rate of each cell and seed is fitted with the law "critical_batch" of
 experiments/laws/forms.py: a batch b needs D = D1 (1 + b / Bc) tokens for what a small one has after D1
@@ -18,8 +18,9 @@ Done when the intervals of p and of q leave out the other's published number.
 import numpy as np
 
 from experiments import laws
+from experiments.laws import intervals
 from experiments.lr_sweep import best_rate
-from experiments.report.claims import Claim
+from experiments.report.claims import Claim, Estimate
 from experiments.sweep import Run
 from experiments.sweep.small import SMALL
 from experiments.wsd_cosine import vertex_loss
@@ -54,6 +55,7 @@ GPU = {
   "model.dtype": "bfloat16", "log.every_steps": 100, "eval.tokens": 500_000,
 }  # fmt: skip
 
+FLOOR = 1e-9  # E: these runs are so far above it that its best value is 0, so it is left out
 TOKENS = "exponent of the critical batch in training tokens"
 PARAMS = "exponent of the critical batch in parameters"
 ZHANG = "Zhang et al. 2024, arXiv:2410.21676"
@@ -63,12 +65,18 @@ claims = (
 )
 
 
+def rates(scale: str, batch: int) -> tuple[float, ...]:
+  """One more for the larger half of the batches, whose best rates are higher."""
+  more = batch >= BATCHES[scale][-2]
+  return (*RATES[scale], 2 * RATES[scale][-1]) if more else RATES[scale]
+
+
 def runs(scale: str = "cpu"):
   cells = [(tokens, width) for width, each in GRID[scale].items() for tokens in each]
   for tokens, width in sorted(cells):
     longer = sum(tokens > limit for limit in LONG[scale])
     for batch in BATCHES[scale][longer:]:
-      for rate in RATES[scale]:
+      for rate in rates(scale, batch):
         for seed in SEEDS[: 1 if longer else None]:
           changes = {
             "model.width": width, "model.heads": width // 16, "train.tokens": tokens,
@@ -87,14 +95,26 @@ def analyse(ledger):
   cells = tuned(ledger)
   keys = ("n_params", "n_tokens", "batch", "loss")
   table = laws.from_columns({key: [cell[key] for cell in cells] for key in keys})
-  fit = laws.fit_table(table, "critical_batch", holdout=False, seed=0)
+  fit = laws.fit_table(
+    table,
+    "critical_batch",
+    holdout=False,
+    seed=0,
+    methods=("case",),
+    n_boot=200,
+    fixed={"E": FLOOR},
+    force=True,
+  )
+  law = {name: fit[name].value for name in fit.law.names}
   outside = sum(not cell["inside the grid"] for cell in cells)
+  note = (
+    f"{len(cells)} cells and seeds, bootstrap over them; {outside} best rates at the grid's edge"
+  )
   return {
-    "law": fit,
-    TOKENS: fit["p"],
-    PARAMS: fit["q"],
-    "critical batch of each cell": by_cell(fit, cells),
-    "best rates at the grid's edge": f"{outside} of {len(cells)}",
+    TOKENS: Estimate(fit["p"].value, fit["p"].interval, note),
+    PARAMS: Estimate(fit["q"].value, fit["q"].interval, note),
+    "law": [{"parameter": name, "value": value} for name, value in law.items()],
+    "critical batch of each cell": by_cell(law, cells),
   }
 
 
@@ -112,9 +132,9 @@ def tuned(ledger) -> list[dict]:
   return rows
 
 
-def by_cell(fit, cells) -> list[dict]:
+def by_cell(law, cells) -> list[dict]:
   """For each (N, D): the Bc that suits its losses best, the law's other parameters held, and the law's."""
-  e, a, b, alpha, beta = (fit[name].value for name in ("E", "A", "B", "alpha", "beta"))
+  e, a, b, alpha, beta = (law[name] for name in ("E", "A", "B", "alpha", "beta"))
   tried = np.geomspace(1, 1e6, 1201)[:, None]
   found = []
   for n, d in sorted({(c["n_params"], c["n_tokens"]) for c in cells}):
@@ -124,8 +144,8 @@ def by_cell(fit, cells) -> list[dict]:
     miss = np.log(e + a / n**alpha + b / d1**beta) - np.log(loss_B)
     best = float(tried[(miss**2).sum(1).argmin(), 0])
     d1 = d / (1 + np.median(batch_B) / best)
-    law = fit["k"].value * d1 ** fit["p"].value * n ** fit["q"].value
-    found.append({"n_params": n, "n_tokens": d, "d1": d1, "critical batch": best, "law": law})
+    said = law["k"] * d1 ** law["p"] * n ** law["q"]
+    found.append({"n_params": n, "n_tokens": d, "d1": d1, "critical batch": best, "law": said})
   return found
 
 
@@ -133,13 +153,15 @@ def pictures(ledger, results):
   """Loss against batch with the law's curves, and the critical batch of each cell against D1."""
   from experiments.report import charts
 
-  fit, cells = results["law"], tuned(ledger)
+  law, cells = {row["parameter"]: row["value"] for row in results["law"]}, tuned(ledger)
   at = [{**c, "x": c["batch"], "y": c["loss"], "by": c["n_tokens"], "split": c["n_params"]}
         for c in cells]  # fmt: skip
-  lines = []
+  form, lines = laws.LAWS["critical_batch"], []
+  theta = form.working(np.array([law[name] for name in form.names]))
   for n, d in sorted({(c["n_params"], c["n_tokens"]) for c in cells}):
     batch = np.geomspace(100, 2600, 40)
-    loss = fit.predict({"n_params": np.full(40, n), "n_tokens": np.full(40, d), "batch": batch})
+    x = {"n_params": np.full(40, n), "n_tokens": np.full(40, d), "batch": batch}
+    loss = np.exp(intervals.predict(form, theta, x))
     lines += [{"x": x, "y": y, "by": d, "split": n} for x, y in zip(batch, loss, strict=True)]
   titles = {n: f"{n / 1e3:.0f} thousand parameters" for n in sorted({c["n_params"] for c in cells})}
   first = charts.panels(
@@ -150,7 +172,7 @@ def pictures(ledger, results):
   path = []
   for n in titles:
     mine = np.geomspace(*np.quantile([c["d1"] for c in each], (0, 1)), 30)
-    bc = fit["k"].value * mine ** fit["p"].value * n ** fit["q"].value
+    bc = law["k"] * mine ** law["p"] * n ** law["q"]
     path += [{"x": x, "y": y, "by": n, "split": ""} for x, y in zip(mine, bc, strict=True)]
   second = charts.panels(
     dots, path, ("tokens D1 a small batch would need", "critical batch (tokens)"), {"": ""},

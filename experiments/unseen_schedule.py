@@ -8,7 +8,7 @@ Scientific: optim.schedule: constant and cosine are fitted, WSD and linear are p
 Nuisance: seed, three, each fitted and predicted by itself.
 Fixed: experiments/sweep/small.py, 1,600 steps of 512 bytes, peak rate 1.6e-2 for all schedules, as the law
 takes rates as they are; final rates a tenth of it, as in the paper.
-Not run: --scale gpu (width 256, 16,000 steps of 8,192 tokens).
+Not run: this file has a plan and a test on simulated curves alone; --scale gpu has width 256.
 Done when the interval of the miss at the end of WSD is narrower than what its decay gains.
 """
 

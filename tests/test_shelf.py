@@ -141,10 +141,10 @@ def test_sensitivity_is_compared_in_pairs_at_the_largest_width():
 
 
 def test_every_study_not_yet_run_says_so_and_has_runs_of_one_question():
-  for name in ("depth_transfer", "embedding_rate", "experts", "stability"):
+  for name in sorted(set(sweep.find_experiments()) - set(shelf.STUDIES)):
     experiment = sweep.load(name)
-    assert "Not run" in experiment.doc and experiment.claims and len(experiment.runs) > 20
-    assert len(sweep.load(name, "gpu").runs) > 20
+    assert "Not run" in experiment.doc and experiment.claims and len(experiment.runs) >= 12, name
+    assert len(sweep.load(name, "gpu").runs) >= 12
 
 
 def test_widths_and_depths_of_the_wide_isoflop_study_keep_their_ratio():

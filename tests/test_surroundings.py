@@ -408,3 +408,11 @@ def test_a_wrong_key_without_a_network_stops_nothing(tmp_path, monkeypatch):
   run(tmp_path / "x", log__wandb="online", **SAVES)
   assert rundir.read_run(tmp_path / "x")["status"] == "done"
   assert [r["step"] for r in records(tmp_path / "x")] == list(range(1, 9))
+
+
+def test_a_git_that_does_not_answer_in_time_stops_no_run(monkeypatch):
+  def slow(command, **options):
+    raise subprocess.TimeoutExpired(command, options["timeout"])
+
+  monkeypatch.setattr(rundir.subprocess, "run", slow)
+  assert rundir.git_state() == {"commit": None, "dirty": None}

@@ -230,12 +230,12 @@ def last_metrics(workdir: pathlib.Path, prefix: str = "eval/") -> dict[str, floa
 
 
 def git_state() -> dict[str, object]:
-  """{"commit", "dirty"} of the code; None outside a git checkout."""
+  """{"commit", "dirty"} of the code; None outside a git checkout, or where git does not answer."""
   here = pathlib.Path(__file__).parent
   try:
     commit = _git(["rev-parse", "HEAD"], here)
     dirty = bool(_git(["status", "--porcelain", "--untracked-files=no"], here))
-  except (OSError, subprocess.CalledProcessError):
+  except (OSError, subprocess.SubprocessError):  # a busy machine lets it run out of time
     return {"commit": None, "dirty": None}
   return {"commit": commit, "dirty": dirty}
 
