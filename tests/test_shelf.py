@@ -26,7 +26,7 @@ def test_a_study_says_on_the_page_what_its_ledger_gives(study):
 
 def test_every_study_has_its_ledger_and_pictures_and_stays_small():
   assert shelf.page_of(shelf.parts_of(PAGE)) == PAGE
-  assert {p.name for p in shelf.RESULTS.iterdir() if p.is_dir()} == set(shelf.STUDIES)
+  assert {p.name for p in shelf.RESULTS.iterdir() if p.is_dir()} >= set(shelf.STUDIES)
   for study, about in shelf.STUDIES.items():
     folder = shelf.RESULTS / study
     assert all((folder / f"{name}.png").stat().st_size > 5000 for name in about.figures)
