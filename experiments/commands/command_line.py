@@ -192,7 +192,9 @@ def _table(command: Parser) -> None:
                        help="a table (CSV, TSV, Markdown, JSONL, parquet; - = stdin)")  # fmt: skip
   command.add_argument(
     "--law", help="chinchilla (default), kaplan_nd, kaplan_ns, saturating, overtraining, "
-    "data_constrained, downstream; isoflop, envelope, varpro, hyper, optima; or a formula: "
+    "data_constrained, overfitting, precision, vocabulary, granularity, joint_experts, leverage, "
+    "distillation, direct, direct_compute, downstream, sigmoid; "
+    "isoflop, envelope, varpro, hyper, optima; or a formula: "
     "'E + A*N^-a + B*D^-b*exp(-k*S)'",
   )  # fmt: skip
   for name in ("params", "tokens", "loss", "flops"):
@@ -258,6 +260,29 @@ def _fit(command: Parser) -> None:
                        help="further curves that the law of --curves is to predict; with --mixture, "
                        "tables of mixtures that the law has not seen")  # fmt: skip
   many = functools.partial(command.add_argument, action="append", default=[])
+  command.add_argument(
+    "--serve_tokens",
+    type=float,
+    metavar="N",
+    help="best size and tokens where so many tokens are served, too: at totals --at, or ...",
+  )
+  command.add_argument("--target_loss", metavar="L,..", help="... at these losses, for least cost")
+  command.add_argument(
+    "--speed",
+    metavar="COLUMN",
+    help="tokens a second of a device in training: costs are device-seconds, not FLOPs",
+  )
+  command.add_argument(
+    "--serve_speed",
+    metavar="COLUMN",
+    help="the same in serving (default: three times that of training)",
+  )
+  command.add_argument(
+    "--dollars_per_hour", type=float, metavar="X", help="of a device: costs are dollars"
+  )
+  command.add_argument("--then", metavar="LAW",
+                       help="a task's score from the loss that --law predicts: sigmoid (accuracy) or "
+                       "downstream (error); --column accuracy=THEIRS, --point for predictions")  # fmt: skip
   many("--mixture", metavar="COLUMNS",
        help="losses as a law of the weights of data domains, and the best mixture: columns of weights as "
        "names or patterns ('train_*'), --loss likewise; of an experiment's runs 'data.weights/*'; --law "

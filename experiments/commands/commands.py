@@ -210,11 +210,13 @@ def status(options) -> None:
 
 
 def fit(options) -> None:
-  from experiments.ledger import fits, mixture_fits
+  from experiments.ledger import fits, mixture_fits, purposes
 
   asked, names, law = fits.settings(options), fits.column_names(options), options.law
   law = law or "chinchilla"
   mixture_fits.check(options)
+  names = purposes.check(options, names)
+  plain = asked if options.speed is None else {k: v for k, v in asked.items() if k != "flops"}
   if not options.mixture:
     fits.check_curves(options, asked)
   if options.mixture:
@@ -224,15 +226,30 @@ def fit(options) -> None:
     results = {"curves": fits.fit_curves(options.curves, options.predict, options.law)}
   elif options.csv:
     units = fits.units(options.unit)
-    found = fits.fit_csv(options.csv, law, names, options.where, units, options.decimal, **asked)
-    results = {"fit": found, **fits.counted_otherwise(found, asked, fits.counts(options))}
+    read = options.csv, names, options.where, units, options.decimal
+    if options.then:
+      law = fits.named(law, names)
+      results = purposes.chained(options, fits.read_csv(*read, asked), law, asked)
+    else:
+      found = fits.fit_csv(options.csv, law, *read[1:], **plain)
+      served = purposes.serve(options, found, asked)
+      results = {
+        "fit": found,
+        **served,
+        **fits.counted_otherwise(found, plain, fits.counts(options)),
+      }
   else:
     experiment = select_begun(options)
     fits.refuse_of_files(options)
     rows = collect(options).where(*options.where).done()
     if options.law or not experiment.analyse:
-      found = fits.fit_ledger(rows, law, names, **asked)
-      results = {"fit": found, **fits.counted_otherwise(found, asked, fits.counts(options))}
+      found = fits.fit_ledger(rows, law, names, **plain)
+      served = purposes.serve(options, found, asked)
+      results = {
+        "fit": found,
+        **served,
+        **fits.counted_otherwise(found, plain, fits.counts(options)),
+      }
     else:
       fits.refuse_settings({**asked, **names}, experiment.name)
       results = _analyse(experiment, rows)

@@ -9,6 +9,7 @@ from experiments.laws.conventions import SideBySide, refit_under, side_by_side, 
 from experiments.laws.design import PlannedRun, check_design, propose_design
 from experiments.laws.envelope import envelope_fit
 from experiments.laws.forms import LAWS
+from experiments.laws.further_forms import FURTHER
 from experiments.laws.given import Comparison, GivenLaw, compare, evaluate
 from experiments.laws.hyper import hyper_fit, lr_sensitivity
 from experiments.laws.isoflop import IsoFlopFit, isoflop_fit, power_law_of_optima
@@ -21,6 +22,7 @@ from experiments.laws.varpro import varpro_fit, varpro_table
 
 __all__ = [
   "ALIASES",
+  "FURTHER",
   "LAWS",
   "ChainFit",
   "Comparison",

@@ -1,6 +1,7 @@
-"""Task error from size and data through the loss: two laws in a chain, with their joint uncertainty.
+"""Score of a task from size and data through the loss: two laws in a chain, with their joint uncertainty.
 
-L(N, D, ...) first, then error(L) (Gadre et al. 2024, arXiv:2403.08540 §3.2). Both laws are refitted to each
+L(N, D, ...) first, then error(L) (Gadre et al. 2024, arXiv:2403.08540 §3.2) or accuracy(L), a sigmoid
+(Bhagia et al. 2024, arXiv:2412.04403 §3). Both laws are refitted to each
 bootstrap sample of the same runs, so that what the first gets wrong goes through the second.
 """
 
@@ -72,7 +73,7 @@ class ChainFit(Result):
   def summary(self) -> str:
     """A text table."""
     lines = [f"chain: {self.error_law.law.formula} of {self.loss_law.law.formula}"]
-    for title, f in (("loss", self.loss_law), ("error", self.error_law)):
+    for title, f in (("loss", self.loss_law), (self.error_law.law.target, self.error_law)):
       values = ", ".join(f"{n} {f[n].value:.5g}" for n in f.law.names)
       lines.append(f"{title}: {f.n} runs, {values}")
       lines.append(f"  verdict: {f.lack_of_fit.text}")
@@ -84,7 +85,7 @@ class ChainFit(Result):
       h = self.holdout
       lines.append(
         f"held out: {h.n_held} runs above {h.above_flops:.3g} FLOPs: mean absolute error of the "
-        f"predicted error {h.mae:.4f}, bias {h.bias:+.4f}"
+        f"predicted {self.error_law.law.target} {h.mae:.4f}, bias {h.bias:+.4f}"
       )
     return "\n".join(lines + [f"note: {n}" for n in self.notes])
 
@@ -134,9 +135,9 @@ def chain_fit(
     loss = first.predict({k: [v] for k, v in point.items()})
     value = float(then.predict({"loss": loss})[0])
     e = Estimate(
-      f"error@{name}",
+      f"{then.law.target}@{name}",
       value,
-      f"task error at {name}",
+      f"task {then.law.target} at {name}",
       {"case": tuple(map(float, limits[:, i]))} if n_boot else {},
       None,
       False,
@@ -201,7 +202,7 @@ def _held_out(pair, first: LawFit, then: LawFit):
   held = then.table["flops"] > above
   columns = {k: then.table[k][held] for k in first.law.inputs}
   predicted = then.predict({"loss": first.predict(columns, thetas[0])}, thetas[1])
-  observed = then.table["error"][held]
+  observed = then.table[then.law.target][held]
   off = predicted - observed
   return (
     ChainHoldout(

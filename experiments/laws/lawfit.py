@@ -45,6 +45,10 @@ def prepare(
   """The rows and columns a law needs, with FLOPs where they can be had, less the outliers."""
   table = table.with_flops(flop_factor)
   table = table.need(*law.inputs, law.target, *(o for o in others if o))
+  if law.target == "accuracy" and table["accuracy"].max() > 1:
+    raise ConfigError(
+      f"accuracy={table['accuracy'].max():g}: must be a share in (0, 1]; of percents say --unit accuracy=0.01"
+    )
   return without_outliers(table, outliers)
 
 

@@ -20,6 +20,7 @@ SHOWN_ROWS = 12  # rows named in a note
 RUN = "run"  # label under which rows of one run share a text
 SIZES = ("n_params", "n_params_non_embedding", "n_tokens", "flops", "unique_tokens", "steps")
 __all__ = ["ALIASES", "RUN", "Table", "from_columns", "read_table"]
+SIGNED = frozenset({"unigram_loss"})  # columns whose values need not be > 0
 FINISHED = {"finished", "done", "completed", "complete", "success", "succeeded", "ok"}
 
 
@@ -69,7 +70,7 @@ class Table:
     )
 
   def need(self, *names: str) -> "Table":
-    """The rows whose values in `names` are finite and positive; the others are skipped by name.
+    """The rows whose values in `names` are finite and positive (but SIGNED); the others are skipped by name.
 
     Raises:
       ValueError: a column is absent or unclear, or no row is left.
@@ -77,7 +78,7 @@ class Table:
     why = {}
     for name in names:
       values = self[name]
-      for i in np.flatnonzero(~(np.isfinite(values) & (values > 0))):
+      for i in np.flatnonzero(~(np.isfinite(values) & ((values > 0) | (name in SIGNED)))):
         what = f"{values[i]:g}, not > 0" if np.isfinite(values[i]) else "missing or not a number"
         why.setdefault(int(i), f"{name} is {what}")
     out = self
