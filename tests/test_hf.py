@@ -360,6 +360,22 @@ def test_weights_beyond_the_range_of_their_dtype_are_not_written(tmp_path):
   assert not (tmp_path / "half").exists()
 
 
+def test_a_head_that_a_tied_model_does_not_use_is_not_dropped_in_silence():
+  cfg = cfg_of("llama")
+  state, hf_config = to_hf(draw(cfg), cfg)
+  hf_config |= {"tie_word_embeddings": True}
+  table = state["model.embed_tokens.weight"]
+  with pytest.raises(
+    ConfigError, match="tie_word_embeddings=True: the head of the weights is another"
+  ):
+    read_model({**state, "lm_head.weight": table + 1}, hf_config)
+  fields, _ = read_model({**state, "lm_head.weight": table.copy()}, hf_config)
+  assert fields["tied_embeddings"]
+  for kind in (["llama"], None, {}):
+    with pytest.raises(ConfigError, match=r"model_type=.*: must be one of"):
+      read_model(state, hf_config | {"model_type": kind})
+
+
 def test_a_run_directory_is_not_exported_over(tmp_path):
   cfg = cfg_of("llama")
   state, hf_config = to_hf(draw(cfg), cfg)

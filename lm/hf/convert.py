@@ -52,7 +52,13 @@ def from_hf(state: Mapping[str, np.ndarray], hf_config: Mapping[str, Any]) -> tu
   arch, cfg = ARCHITECTURES[kind], model_config(fields)
   state = _plain_names(arch, state)
   if cfg.tied_embeddings:
-    state.pop(f"{arch.rest['head']}.weight", None)
+    head = state.pop(f"{arch.rest['head']}.weight", None)
+    embedding = state.get(f"{arch.rest['embed']}.weight")
+    if head is not None and embedding is not None and not np.array_equal(head, embedding):
+      raise ConfigError(
+        "tie_word_embeddings=True: the head of the weights is another matrix than the embedding; set False "
+        "in config.json if the head is to be used, or take it out of the weights"
+      )
   _split(arch, state, cfg)
   params: dict[str, Any] = {}
   for weight in weights(cfg):

@@ -42,7 +42,7 @@ def read_model(state: Mapping[str, Any], hf_config: Mapping[str, Any]) -> tuple[
     ConfigError: another model_type, what the reader of this one refuses, or weights that are not finite.
   """
   kind = hf_config.get("model_type")
-  if kind not in MODELS and kind not in ARCHITECTURES:
+  if not isinstance(kind, str) or (kind not in MODELS and kind not in ARCHITECTURES):
     known = ", ".join([*ARCHITECTURES, *MODELS])
     raise ConfigError(f"model_type={kind}: must be one of {known}; choose another model")
   fields, params = (MODELS[kind].read if kind in MODELS else from_hf)(state, hf_config)
