@@ -156,6 +156,12 @@ def get_config() -> ConfigDict:
   optim.b1 = 0.9  # first-moment decay; momentum of sgd and muon
   optim.b2 = 0.95  # second-moment decay
   optim.eps = 1e-8  # added to the root of the second moment
+  optim.b3 = 0.9999  # decay of ademamix's slow mean
+  optim.slow_weight = 8.0  # weight of ademamix's slow mean
+  optim.slow_warmup = 1.0  # share of the run over which b3 and it grow to these; 0 = at once
+  optim.precondition_every = 10  # updates between soap's bases
+  optim.cautious = False  # leave out the elements of an update that go against the gradient
+  optim.hyperball = False  # hidden matrices keep their first norm, instead of decaying; lr = angle
   optim.weight_decay = 1e-4  # on matrices only
   optim.decay_coupling = "independent"  # independent: schedule * wd | coupled: lr * wd (optax)
   optim.l1 = 0.0  # weight of sum |p| over matrices, in the gradient

@@ -144,6 +144,10 @@ def measure(
     peak_lr=np.float32(lr),
     b1=np.float32(0.9),
     b2=np.float32(0.95),
+    b3=np.float32(0.99),
+    slow_weight=np.float32(8),
+    slow_warmup=np.float32(0),
+    precondition_every=np.int32(10),
     eps=np.float32(1e-12),  # gradients shrink with width and must stay far above it
     clip_norm=np.float32(np.inf),
   )

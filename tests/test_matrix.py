@@ -156,6 +156,10 @@ VALUES = {
   "objective.critic_sizes": ("2",),
   "optim.name": tuple(OPTIMIZERS),
   "optim.peak_lr": (1e-3,),
+  "optim.b3": (0.9,),
+  "optim.slow_weight": (2.0,),
+  "optim.slow_warmup": (0.5,),
+  "optim.precondition_every": (2,),
   "optim.l1": (1e-5,),
   "optim.l2": (1e-5,),
   "optim.clip_norm": ("None", 0.1),
@@ -217,6 +221,11 @@ NEEDS = {  # what a value needs beside it; a key alone stands for all its values
   },
   "optim.prune_penalty": {"optim.prune": "soft_movement", "checkpoint.best": False},
   "optim.warmup_tokens": {"optim.warmup_frac": "None"},
+  "optim.name=schedule_free": {"optim.schedule": "constant"},
+  "optim.slow_weight": {"optim.name": "ademamix"},
+  "optim.b3": {"optim.name": "ademamix"},
+  "optim.slow_warmup": {"optim.name": "ademamix"},
+  "optim.precondition_every": {"optim.name": "soap"},
   "optim.plateau_patience": {"optim.schedule": "plateau"},
   "optim.plateau_factor": {"optim.schedule": "plateau"},
   "optim.plateau_window": {"optim.schedule": "plateau"},
@@ -319,7 +328,7 @@ def covering(spec: str) -> tuple[dict[str, str], ...]:
   return tuple(rows)
 
 
-ROWS = 9  # of the first base, at most; a test below says when there are more
+ROWS = 11  # of the first base, at most; a test below says when there are more
 CHEAP = (ROWS - 2,)  # those that are taken in every run of the tests
 
 

@@ -10,10 +10,12 @@ import pytest
 
 from lm.config.errors import ConfigError
 from lm.devices.sharding import make_mesh
+from lm.models.registry import make_model
 from lm.setup.hparams import make_hparams
 from lm.setup.load import load_config
 from lm.setup.resolve import resolve
 from lm.training.programs import make_programs, stack_runs, take_run
+from lm.training.step import all_axes, eval_params, kinds_of
 
 TINY = {
   "model.width": 32, "model.depth": 2, "model.heads": 4, "model.seq_len": 16, "train.tokens": None,
@@ -187,6 +189,41 @@ def test_moving_average_follows_the_weights():
   expected = jax.tree.map(lambda a, b: 0.5 * a + 0.5 * b, start.params, state.params)
   assert_close(state.ema, expected, 1e-6)
   assert np.isfinite(history[0]["train/loss"])
+
+
+def test_effective_rates_and_the_share_that_decays_are_logged():
+  """Of the first update, half of the warm-up: norms from the weights themselves, decay from its rule."""
+  changes = {
+    "optim__weight_decay": 0.02,
+    "optim__warmup_frac": 1.0,
+    "optim__decay_coupling": "coupled",
+  }
+  cfg = config(**changes, model__parameterization="mup", model__base_width=8)
+  start = run(cfg, 0)[1].params
+  history, state = run(cfg, 1)
+  kinds = kinds_of(cfg, all_axes(cfg, make_model(cfg.model)))
+  found = {}
+  for kind, new, old in zip(*map(jax.tree.leaves, (kinds, state.params, start)), strict=True):
+    moved, size = found.get(kind, (0, 0))
+    found[kind] = moved + np.square(new - old).sum(), size + np.square(old).sum()
+  assert {"embed", "hidden", "vector"} <= set(found)
+  for kind, (moved, size) in found.items():
+    np.testing.assert_allclose(
+      history[0][f"optim/update_{kind}"], np.sqrt(moved / size), rtol=1e-3, err_msg=kind
+    )
+  rate = cfg.optim.peak_lr / cfg.train.steps * 8 / cfg.model.width
+  np.testing.assert_allclose(history[0]["optim/decay_share"], 0.02 * rate, rtol=1e-5)
+
+
+def test_schedule_free_evaluates_the_average_of_what_it_trains_at():
+  """After one update the average is z itself, wherever gradients are taken next."""
+  cfg = config(optim__name="schedule_free", optim__schedule="constant", optim__b1=0.5)
+  start, (_, state) = run(cfg, 0)[1], run(cfg, 1)
+  assert_close(eval_params(start), start.params, 0)
+  assert_close(eval_params(state), state.opt_state.z, 1e-6)
+  _, later = run(cfg, 3)
+  at, means = (tree["embed"]["embedding"] for tree in (later.params, eval_params(later)))
+  assert np.abs(at - means).max() > 1e-4
 
 
 def test_training_lowers_the_loss_on_repeated_data():

@@ -8,7 +8,9 @@
 
 with m(t) from lm.optim.schedules and k the multiplier of the weight's kind (lm.models.parameterization),
 group and layer. Matrices are the weights of kind embed, hidden and readout; biases and norm scales (kind
-vector) are never decayed. With optim.prune some weights are taken out on the way (lm.optim.pruning). The
+vector) are never decayed. optim.cautious and optim.hyperball hold directions and weights back
+(lm.optim.options); "schedule_free" is evaluated at another point than it is trained at
+(lm.optim.schedule_free); with optim.prune some weights are taken out on the way (lm.optim.pruning). The
 state does not depend on any number in Hparams, so one program serves and stacks many runs.
 """
 
@@ -25,9 +27,13 @@ from lm.config.errors import ConfigError, suggest
 from lm.config.hparams import Hparams
 from lm.config.schema import OptimConfig
 from lm.models.parameterization import multiplier
-from lm.optim.directions import MOMENTS, OPTIMIZERS, Tree
+from lm.optim.directions import MOMENTS, OPTIMIZERS
 from lm.optim.low_bit import compressed
+from lm.optim.matrices import Tree
+from lm.optim.options import cautious, hyperball
+from lm.optim.prodigy import Prodigy
 from lm.optim.pruning import are_pruned, pruned
+from lm.optim.schedule_free import schedule_free
 from lm.optim.schedules import lr_multiplier
 
 # --- the whole update ---------------------------------------------------------------------------
@@ -43,8 +49,8 @@ def make_optimizer(
   """The update rule at the top of this file. Build it inside the traced step.
 
   Args:
-    cfg: `name`, `decay_coupling`, `schedule`, `groups`, `layer_decay`, `state_dtype` and the `plateau_`
-      fields pick the program; its other numbers are not read.
+    cfg: `name`, `decay_coupling`, `schedule`, `groups`, `layer_decay`, `state_dtype`, `cautious`,
+      `hyperball`, `prune` and the `plateau_` fields pick the program; its other numbers are not read.
     hparams: scalars, traced or not; `init` reads none of them. clip_norm = infinity turns clipping off.
     kinds: "embed", "hidden", "readout" or "vector" for every weight.
     axes: logical axis names of every weight, a tuple of strings (lm.models.trees.param_axes).
@@ -70,7 +76,14 @@ def make_optimizer(
   groups = read_groups(cfg.groups)
   member = _membership(kinds, groups)
   rate = _rate(hparams, kinds, lr_mults, groups, member, cfg.layer_decay)
-  decay = _decay(hparams, kinds, groups, member)
+  held = jax.tree.map(
+    lambda kind, i: bool(cfg.hyperball) and kind == "hidden" and not (i >= 0 and groups[i].frozen),
+    kinds,
+    member,
+  )
+  decayed = jax.tree.map(lambda kind, mine: "vector" if mine else kind, kinds, held)
+  decay = _decay(hparams, decayed, groups, member)
+  schedule = lambda step: lr_multiplier(cfg.schedule, step, hparams)
   if cfg.name == "adam":  # decays in the gradient, below
     steps = (rate,)
   elif cfg.decay_coupling == "coupled":
@@ -82,16 +95,26 @@ def make_optimizer(
       cfg.plateau_factor, cfg.plateau_patience, accumulation_size=cfg.plateau_window
     )
     steps += (cut,)
+  direction = compressed(
+    _direction(cfg.name, hparams, kinds, axes, groups, member, schedule),
+    cfg.state_dtype,
+    hparams.seed,
+  )
+  if cfg.cautious:
+    direction = cautious(direction, axes)
+  steps += (optax.scale_by_schedule(lambda step: -schedule(step)),)
+  if cfg.hyperball:
+    last = (hyperball(direction, optax.chain(*steps), held, axes),)
+  else:
+    last = (direction, *steps)
   chain = optax.chain(
     *([_without_frozen(groups, member)] if groups else []),
     _penalties(hparams, cfg.name == "adam", kinds, groups, member),
     optax.clip_by_global_norm(hparams.clip_norm),
-    compressed(
-      _direction(cfg.name, hparams, kinds, axes, groups, member), cfg.state_dtype, hparams.seed
-    ),
-    *steps,
-    optax.scale_by_schedule(lambda step: -lr_multiplier(cfg.schedule, step, hparams)),
+    *last,
   )
+  if cfg.name == "schedule_free":
+    chain = schedule_free(chain, hparams, schedule)
 
   def update(grads, state, params, **extra):
     with jax.numpy_dtype_promotion("standard"):  # optax multiplies its int32 counts by floats
@@ -101,7 +124,6 @@ def make_optimizer(
   if cfg.prune == "none":
     return tx
   frozen = jax.tree.map(lambda index: index >= 0 and groups[index].frozen, member)
-  schedule = lambda step: lr_multiplier(cfg.schedule, step, hparams)
   return pruned(tx, cfg.prune, hparams, are_pruned(kinds, frozen), schedule)
 
 
@@ -264,11 +286,11 @@ def _without_frozen(groups, member):
   return optax.stateless(lambda grads, _: jax.tree.map(zeroed, grads, member))
 
 
-def _direction(name, hparams, kinds, axes, groups, member):
+def _direction(name, hparams, kinds, axes, groups, member, schedule):
   """The optimizer's direction; one for each group that has moments of its own, none where it is frozen."""
   own = [i for i, g in enumerate(groups) if g.frozen or g.b1 is not None or g.b2 is not None]
   if not own:
-    return OPTIMIZERS[name](hparams, kinds, axes)
+    return OPTIMIZERS[name](hparams, kinds, axes, schedule)
   labels = jax.tree.map(lambda index: str(index) if index in own else "rest", member)
   is_axes = lambda x: isinstance(x, tuple)
 
@@ -276,7 +298,7 @@ def _direction(name, hparams, kinds, axes, groups, member):
     of_group = lambda x, mine: x if mine == label else optax.MaskedNode()
     mine = jax.tree.map(of_group, kinds, labels)
     my_axes = jax.tree.map(of_group, axes, labels, is_leaf=is_axes)
-    return OPTIMIZERS[name](changed, mine, my_axes)
+    return OPTIMIZERS[name](changed, mine, my_axes, schedule)
 
   directions = {"rest": direction("rest", hparams)}
   for i in own:
@@ -311,9 +333,9 @@ def lr_multipliers(name: str, parameterization: str, ratio: float) -> dict[str, 
   """Learning-rate multiplier for each kind of weight, for optimizer `name`.
 
   The table's `lr` is Adam's, whose update has elements of order 1 and so, aligned with the
-  activations, a spectral norm that grows like the width; adafactor and lion share it. A muon update
-  of a hidden matrix has spectral norm 0.2 sqrt(max(I, O)), which grows like the root of the width:
-  it takes the root of the multiplier.
+  activations, a spectral norm that grows like the width; adafactor, lion, ademamix, adopt and
+  schedule_free share it. A muon update of a hidden matrix has spectral norm 0.2 sqrt(max(I, O)), which
+  grows like the root of the width: it takes the root of the multiplier.
 
   Args:
     name: a key of OPTIMIZERS.
@@ -331,11 +353,58 @@ def lr_multipliers(name: str, parameterization: str, ratio: float) -> dict[str, 
 def learning_rate(cfg: OptimConfig, hparams: Hparams, step: jax.Array, state: Any) -> jax.Array:
   """peak_lr m(t) of the update made when `step` updates are done, before the kinds' multipliers.
 
-  `state` is the optimizer's state after that update: with "plateau", m(t) includes its cuts.
+  `state` is the optimizer's state after that update: with "plateau", m(t) includes its cuts; prodigy's is
+  times the rate it found.
   """
-  rate = hparams.peak_lr * lr_multiplier(cfg.schedule, step, hparams)
+  rate = hparams.peak_lr * _fraction(cfg, hparams, step, state)
+  if cfg.name == "prodigy":
+    is_prodigy = lambda x: isinstance(x, Prodigy)
+    found = [s for s in jax.tree.leaves(state, is_leaf=is_prodigy) if is_prodigy(s)]
+    rate *= found[0].used
+  return rate
+
+
+def decay_share(
+  cfg: OptimConfig, hparams: Hparams, step: jax.Array, state: Any, lr_mult: float
+) -> jax.Array:
+  """Share of a hidden matrix that weight decay takes in that update: m(t) wd, times peak_lr k if coupled.
+
+  Its inverse is the timescale of decay: so many updates back reaches the mean that weights are (Wang &
+  Aitchison 2024, arXiv:2405.13698 §2).
+
+  Args:
+    lr_mult: k, the kind's multiplier of the rate.
+  """
+  rate = hparams.peak_lr * lr_mult if cfg.decay_coupling == "coupled" else 1.0
+  return hparams.weight_decay * rate * _fraction(cfg, hparams, step, state)
+
+
+def decays_hidden(cfg: OptimConfig) -> bool:
+  """Whether weight_decay shrinks hidden matrices: adam's enters the gradient, spheres have none."""
+  return cfg.name != "adam" and not cfg.hyperball
+
+
+def relative_updates(updates: Tree, params: Tree, kinds: Tree) -> dict[str, jax.Array]:
+  """{kind: L2 norm of the updates of a kind's weights over that of the weights; 0 where these are 0}.
+
+  The effective learning rate of weights behind a norm, whose size says nothing (Kosson et al. 2023,
+  arXiv:2305.17212 §3).
+  """
+  squares = lambda tree: jax.tree.leaves(jax.tree.map(lambda x: jnp.square(x).sum(), tree))
+  found = {}
+  rows = zip(jax.tree.leaves(kinds), squares(updates), squares(params), strict=True)
+  for kind, u, w in rows:
+    total = found.get(kind, (0.0, 0.0))
+    found[kind] = (total[0] + u, total[1] + w)
+  ratio = lambda u, w: jnp.where(w > 0, jnp.sqrt(u / jnp.where(w > 0, w, 1)), 0)
+  return {kind: ratio(*pair) for kind, pair in found.items()}
+
+
+def _fraction(cfg: OptimConfig, hparams: Hparams, step: jax.Array, state: Any) -> jax.Array:
+  """m(t) of that update."""
+  fraction = lr_multiplier(cfg.schedule, step, hparams)
   if cfg.schedule == "plateau":
     is_plateau = lambda x: isinstance(x, optax.contrib.ReduceLROnPlateauState)
     cuts = [s for s in jax.tree.leaves(state, is_leaf=is_plateau) if is_plateau(s)]
-    rate *= cuts[0].scale
-  return rate
+    fraction *= cuts[0].scale
+  return fraction

@@ -1,77 +1,36 @@
 """Optimizers: each turns gradients into a direction of about 1 per element (sgd excepted).
 
 The state does not depend on any number in Hparams, so one program serves and stacks many runs.
+
+Sophia (Liu et al. 2023, arXiv:2305.14342) is not among them: its Hessian comes from gradients of another
+loss, on labels drawn from the model (Sophia-G), or from products with random vectors (Sophia-H), and an
+optimizer here sees the gradient of the run's own loss alone.
 """
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from lm.config.hparams import Hparams
+from lm.optim.matrices import Tree, matrix_split, per_matrix
+from lm.optim.prodigy import scale_by_prodigy
+from lm.optim.soap import scale_by_soap
 
-Tree = Any  # a pytree with the structure of the parameters
+Schedule = Callable[[jax.Array], jax.Array]  # updates done -> m(t), the fraction of the peak rate
 
 MUON_RMS = 0.2  # of an update's elements, as AdamW's: Liu et al. 2025, arXiv:2502.16982 §2.2
 FACTORED_DECAY = 0.8  # b2(t) = 1 - t ** -0.8: Shazeer & Stern 2018, arXiv:1804.04235 §7.2
 
 
-# --- matrices inside weights --------------------------------------------------------------------
+# --- directions: (hparams, kinds, axes, schedule) -> gradients into an ascent direction ----------
 
 
-def matrix_split(axes: tuple[str, ...]) -> tuple[int, int]:
-  """Where a weight's stacked, first and second matrix dimensions begin: (first, second).
-
-  Axes before `first` stack matrices (scanned layers, experts); axes from `second` on are the other side. A
-  head count and the width of a head are one dimension of the matrix.
-
-  >>> matrix_split(("layers", "embed", "heads", "head_dim"))
-  (1, 2)
-  >>> matrix_split(("heads", "head_dim", "embed"))
-  (0, 2)
-  """
-  first = sum(axis in ("layers", "expert") for axis in axes)
-  second = first + (2 if axes[first + 1 : first + 2] == ("head_dim",) else 1)
-  return first, second
-
-
-def per_matrix(tx: optax.GradientTransformation, kinds: Tree, axes: Tree):
-  """`tx` applied by itself to every matrix [in, out] and vector [size] of every layer.
-
-  An optimizer that factors or averages over a whole weight would otherwise mix the layers of a
-  scanned stack, and would not see an attention kernel [D, H, K] as the matrix [D, H K].
-  """
-
-  def stacked(x, kind, names):
-    first, second = matrix_split(names)
-    n_stacked = math.prod(x.shape[:first])
-    if kind == "vector":
-      return x.reshape(n_stacked, -1)
-    return x.reshape(n_stacked, math.prod(x.shape[first:second]), -1)
-
-  def init(params):
-    return jax.tree.map(lambda *leaf: jax.vmap(tx.init)(stacked(*leaf)), params, kinds, axes)
-
-  def update(updates, state, params):
-    leaves, treedef = jax.tree.flatten(updates)
-    rest = [treedef.flatten_up_to(tree) for tree in (state, params, kinds, axes)]
-    new_leaves, new_states = [], []
-    for g, s, p, kind, names in zip(leaves, *rest, strict=True):
-      new_g, new_s = jax.vmap(tx.update)(stacked(g, kind, names), s, stacked(p, kind, names))
-      new_leaves.append(new_g.reshape(g.shape))
-      new_states.append(new_s)
-    return treedef.unflatten(new_leaves), treedef.unflatten(new_states)
-
-  return optax.GradientTransformation(init, update)
-
-
-# --- directions: (hparams, kinds, axes) -> transformation of gradients into an ascent direction -
-
-
-def sgd(hparams: Hparams, kinds: Tree, axes: Tree) -> optax.GradientTransformation:
+def sgd(
+  hparams: Hparams, kinds: Tree, axes: Tree, schedule: Schedule
+) -> optax.GradientTransformation:
   """d = m <- b1 m + g: heavy-ball momentum, undamped, as in torch.optim.SGD.
 
   Sutskever et al. 2013, "On the importance of initialization and momentum in deep learning", §2.
@@ -79,7 +38,9 @@ def sgd(hparams: Hparams, kinds: Tree, axes: Tree) -> optax.GradientTransformati
   return optax.trace(decay=hparams.b1)
 
 
-def adamw(hparams: Hparams, kinds: Tree, axes: Tree) -> optax.GradientTransformation:
+def adamw(
+  hparams: Hparams, kinds: Tree, axes: Tree, schedule: Schedule
+) -> optax.GradientTransformation:
   """d = m' / (sqrt(v') + eps), m <- b1 m + (1 - b1) g, v <- b2 v + (1 - b2) g^2, ' corrects bias.
 
   Kingma & Ba 2014, arXiv:1412.6980, algorithm 1; Loshchilov & Hutter 2017, arXiv:1711.05101, for
@@ -90,7 +51,9 @@ def adamw(hparams: Hparams, kinds: Tree, axes: Tree) -> optax.GradientTransforma
   return optax.scale_by_adam(b1=hparams.b1, b2=hparams.b2, eps=hparams.eps)
 
 
-def adagrad(hparams: Hparams, kinds: Tree, axes: Tree) -> optax.GradientTransformation:
+def adagrad(
+  hparams: Hparams, kinds: Tree, axes: Tree, schedule: Schedule
+) -> optax.GradientTransformation:
   """d = g / (sqrt(s) + eps), s <- s + g^2 from 0, as torch.optim.Adagrad's; b1 and b2 are unused.
 
   Duchi et al. 2011, "Adaptive Subgradient Methods", JMLR 12, figure 1.
@@ -108,12 +71,16 @@ def adagrad(hparams: Hparams, kinds: Tree, axes: Tree) -> optax.GradientTransfor
   return optax.GradientTransformation(init, update)
 
 
-def lion(hparams: Hparams, kinds: Tree, axes: Tree) -> optax.GradientTransformation:
+def lion(
+  hparams: Hparams, kinds: Tree, axes: Tree, schedule: Schedule
+) -> optax.GradientTransformation:
   """d = sign(b1 m + (1 - b1) g), then m <- b2 m + (1 - b2) g. Chen et al. 2023, arXiv:2302.06675"""
   return optax.scale_by_lion(b1=hparams.b1, b2=hparams.b2)
 
 
-def adafactor(hparams: Hparams, kinds: Tree, axes: Tree) -> optax.GradientTransformation:
+def adafactor(
+  hparams: Hparams, kinds: Tree, axes: Tree, schedule: Schedule
+) -> optax.GradientTransformation:
   """d = u / max(1, rms(u)), u = g / sqrt(v); v = r c / mean(r), for each matrix of each layer.
 
   r and c are running means of g^2 + eps^2 over rows and over columns, with decay
@@ -135,7 +102,9 @@ def adafactor(hparams: Hparams, kinds: Tree, axes: Tree) -> optax.GradientTransf
   return per_matrix(optax.chain(factored, optax.clip_by_block_rms(1.0)), kinds, axes)
 
 
-def muon(hparams: Hparams, kinds: Tree, axes: Tree) -> optax.GradientTransformation:
+def muon(
+  hparams: Hparams, kinds: Tree, axes: Tree, schedule: Schedule
+) -> optax.GradientTransformation:
   """Hidden matrices [I, O]: d = 0.2 sqrt(max(I, O)) NS(b1 m' + (1 - b1) g'). The rest: adamw.
 
   m' and g' are adamw's m and g, bias-corrected, and NS drives the singular values towards 1 by five
@@ -162,10 +131,79 @@ def muon(hparams: Hparams, kinds: Tree, axes: Tree) -> optax.GradientTransformat
     optax.stateless(lambda updates, _: jax.tree.map(scaled, updates, specs)),
   )
   labels = jax.tree.map(lambda kind: "muon" if kind == "hidden" else "adamw", kinds)
-  return optax.partition({"muon": orthogonal, "adamw": adamw(hparams, kinds, axes)}, labels)
+  return optax.partition(
+    {"muon": orthogonal, "adamw": adamw(hparams, kinds, axes, schedule)}, labels
+  )
 
 
-OPTIMIZERS: dict[str, Callable[[Hparams, Tree, Tree], optax.GradientTransformation]] = {
+def ademamix(
+  hparams: Hparams, kinds: Tree, axes: Tree, schedule: Schedule
+) -> optax.GradientTransformation:
+  """d = (m1' + a(t) m2) / (sqrt(v') + eps): adamw with a second, slow mean m2 <- b3(t) m2 + (1 - b3(t)) g.
+
+  a(t) = slow_weight min(1, t / T) and b3(t) = min(b3, e^(1 / ((1 - t/T) / ln b1 + (t/T) / ln b3))), whose
+  half-life grows linearly from that of b1 to that of b3, over the first T = slow_warmup total_steps
+  updates; m2 is not corrected for bias. Pagliardini et al. 2024, arXiv:2409.03137, algorithm 1, appendix A.1.
+  """
+
+  def share(count):
+    length = hparams.slow_warmup * hparams.total_steps.astype(jnp.float32)
+    return jnp.clip((count + 1).astype(jnp.float32) / jnp.maximum(length, 1), 0, 1)
+
+  def slow(count):
+    t = share(count)
+    grown = jnp.exp(1 / ((1 - t) / jnp.log(hparams.b1) + t / jnp.log(hparams.b3)))
+    return jnp.where(t < 1, jnp.minimum(hparams.b3, grown), hparams.b3)
+
+  return optax.contrib.scale_by_ademamix(
+    b1=hparams.b1,
+    b2=hparams.b2,
+    b3=slow,
+    alpha=lambda n: hparams.slow_weight * share(n),
+    eps=hparams.eps,
+  )
+
+
+def adopt(
+  hparams: Hparams, kinds: Tree, axes: Tree, schedule: Schedule
+) -> optax.GradientTransformation:
+  """d = m <- b1 m + (1 - b1) clip(g / max(sqrt(v), eps), +-t^(1/4)), and only then v <- b2 v + (1 - b2) g^2.
+
+  The first gradient gives v = g^2 and moves nothing; t counts from the second. Taniguchi et al. 2024,
+  arXiv:2411.02853, algorithm 2, whose b2 is 0.9999 and eps 1e-6.
+  """
+  return optax.contrib.scale_by_adopt(b1=hparams.b1, b2=hparams.b2, eps=hparams.eps)
+
+
+def soap(
+  hparams: Hparams, kinds: Tree, axes: Tree, schedule: Schedule
+) -> optax.GradientTransformation:
+  """Matrices: Adam in the eigenbasis of Shampoo's preconditioner (lm.optim.soap). The rest: adamw."""
+  labels = jax.tree.map(lambda kind: "adamw" if kind == "vector" else "soap", kinds)
+  pick = lambda tree: jax.tree.map(
+    lambda kind, x: optax.MaskedNode() if kind == "vector" else x, kinds, tree
+  )
+  turned = scale_by_soap(hparams, pick(kinds), pick(axes))
+  return optax.partition({"soap": turned, "adamw": adamw(hparams, kinds, axes, schedule)}, labels)
+
+
+def schedule_free(
+  hparams: Hparams, kinds: Tree, axes: Tree, schedule: Schedule
+) -> optax.GradientTransformation:
+  """d = g / (sqrt(v') + eps), adamw's without m, which lm.optim.schedule_free has in its place."""
+  return optax.scale_by_rms(
+    decay=hparams.b2, eps=hparams.eps, eps_in_sqrt=False, bias_correction=True
+  )
+
+
+def prodigy(
+  hparams: Hparams, kinds: Tree, axes: Tree, schedule: Schedule
+) -> optax.GradientTransformation:
+  """d_t m / (sqrt(v) + d_t eps), with d_t the rate found on the way (lm.optim.prodigy)."""
+  return scale_by_prodigy(hparams, schedule)
+
+
+OPTIMIZERS: dict[str, Callable[[Hparams, Tree, Tree, Schedule], optax.GradientTransformation]] = {
   "sgd": sgd,
   "adam": adamw,  # weight_decay joins l2 in the gradient, as in torch.optim.Adam
   "adamw": adamw,
@@ -173,6 +211,11 @@ OPTIMIZERS: dict[str, Callable[[Hparams, Tree, Tree], optax.GradientTransformati
   "lion": lion,
   "adafactor": adafactor,
   "muon": muon,
+  "soap": soap,
+  "ademamix": ademamix,
+  "adopt": adopt,
+  "schedule_free": schedule_free,
+  "prodigy": prodigy,
 }
 
 # The running means each keeps: which of optim.b1 and optim.b2 a group of parameters may have its own of.
@@ -184,4 +227,9 @@ MOMENTS: dict[str, tuple[str, ...]] = {
   "lion": ("b1", "b2"),
   "adafactor": ("b2",),
   "muon": ("b1", "b2"),  # b2 of what is no hidden matrix
+  "soap": ("b1", "b2"),
+  "ademamix": ("b1", "b2"),
+  "adopt": ("b1", "b2"),
+  "schedule_free": ("b2",),  # b1 is that of the average, for all weights
+  "prodigy": (),  # one rate is found for all weights
 }

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 BLOCK = 256  # numbers that share a scale
+WHOLE = {"gram", "basis", "start"}  # fields of soap and prodigy that are kept in float32
 SMALLEST = 4096  # arrays of fewer numbers stay float32 (Dettmers et al. 2022 §2.3)
 
 
@@ -33,7 +34,7 @@ def compressed(
   dense near zero: block-wise dynamic quantisation, Dettmers et al. 2022, arXiv:2110.02861 §2.
 
   Args:
-    tx: its state holds float32 arrays.
+    tx: its state holds float32 arrays; those in fields named in WHOLE stay what they are.
     how: float32 (as it is), bfloat16 or int8.
     seed: of the rounding to bfloat16.
   """
@@ -44,7 +45,7 @@ def compressed(
     flat, tree = jax.tree_util.tree_flatten_with_path(state)
     pairs = []
     for index, (path, leaf) in enumerate(flat):
-      if not _is_large(leaf):
+      if not _is_large(leaf) or _names(path) & WHOLE:
         pairs.append((leaf, jnp.float32(0)))
       elif how == "bfloat16":
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), count), index)
@@ -74,8 +75,7 @@ def compressed(
 
 def code_of(path: tuple[Any, ...]) -> np.ndarray:
   """The 256 numbers for an array at this path: without a sign for second moments (`nu`)."""
-  names = {getattr(part, "name", None) for part in path}
-  return dynamic_code(signed="nu" not in names)
+  return dynamic_code(signed="nu" not in _names(path))
 
 
 def dynamic_code(signed: bool) -> np.ndarray:
@@ -92,6 +92,10 @@ def dynamic_code(signed: bool) -> np.ndarray:
     magnitudes += list(10.0**-exponent * (edges[1:] + edges[:-1]) / 2)
   values = [-m for m in magnitudes] + magnitudes if signed else magnitudes
   return np.sort(np.array([*values, 0.0, 1.0], np.float32))
+
+
+def _names(path):
+  return {getattr(part, "name", None) for part in path}
 
 
 def _is_large(leaf):

@@ -17,8 +17,10 @@ from lm.cost.memory import memory_bytes
 from lm.cost.parameters import ParamCounts, run_counts
 from lm.data import curriculum
 from lm.devices import chips, instructions
+from lm.optim.chain import decays_hidden
 from lm.setup.resolve import kind_of, tokens_per_step
 from lm.setup.rules import words
+from lm.training.step import multipliers_of
 
 ROWS = 12  # collectives shown; --json lists all
 
@@ -47,6 +49,8 @@ class Plan:
     bytes: {parameters, gradients, optimizer, activations} on each device.
     peak_flops: FLOP/s of all devices; None where unknown.
     corpus_tokens, epochs: units of one epoch, and how often the run sees them; None without the data.
+    decay_steps, decay_epochs: timescale of weight decay at the peak, 1 / (share that a hidden matrix loses a
+      step); None without decay, or without the data.
     emulated: what to know of model.dtype on this CPU; None where it multiplies such numbers in hardware.
     row_lengths: [(tokens of a row, the last step with them)] where rows grow; None where they do not.
     rules: what the config's rule set, in words; None without one.
@@ -68,6 +72,8 @@ class Plan:
   peak_flops: float | None
   corpus_tokens: int | None
   epochs: float | None
+  decay_steps: float | None = None
+  decay_epochs: float | None = None
   emulated: str | None = None
   row_lengths: Sequence[tuple[int, int]] | None = None
   rules: str | None = None
@@ -77,8 +83,8 @@ class Plan:
     """Plain numbers, as run.json and --json hold them."""
     found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
     found["parameters"] = self.parameters._asdict()
-    off = [name for name in ("emulated", "row_lengths", "rules", "compiled") if found[name] is None]
-    return {name: value for name, value in found.items() if name not in off}
+    off = ("decay_steps", "decay_epochs", "emulated", "row_lengths", "rules", "compiled")
+    return {name: value for name, value in found.items() if value is not None or name not in off}
 
 
 def make_plan(cfg: Config, data: Any = None, devices: Sequence[jax.Device] | None = None) -> Plan:
@@ -96,6 +102,7 @@ def make_plan(cfg: Config, data: Any = None, devices: Sequence[jax.Device] | Non
   assert tokens is not None  # of a resolved config
   units = None if data is None else min(data.n_units, cfg.data.unique_tokens or data.n_units)
   peak = chips.peak_flops(kind, cfg.model.dtype)
+  decay = _decay_steps(cfg)
   return Plan(
     parameters=run_counts(cfg),
     unit=kind_of(cfg).unit,
@@ -112,10 +119,20 @@ def make_plan(cfg: Config, data: Any = None, devices: Sequence[jax.Device] | Non
     peak_flops=peak and peak * n_devices,
     corpus_tokens=units,
     epochs=None if units is None else tokens / units,
+    decay_steps=decay,
+    decay_epochs=None if decay is None or units is None else decay * tokens_per_step(cfg) / units,
     emulated=_emulated(cfg, devices[0].platform),
     row_lengths=curriculum.stages(cfg) if cfg.data.length_curriculum else None,
     rules=words(cfg),
   )
+
+
+def _decay_steps(cfg: Config) -> float | None:
+  """1 / (share of a hidden matrix that decay takes in an update at the peak of the schedule)."""
+  share = cfg.optim.weight_decay if decays_hidden(cfg.optim) else 0.0
+  if cfg.optim.decay_coupling == "coupled":
+    share *= cfg.optim.peak_lr * multipliers_of(cfg)["hidden"]
+  return 1 / share if share else None
 
 
 def _emulated(cfg: Config, platform: str) -> str | None:
@@ -139,6 +156,9 @@ def show(plan: Plan) -> str:
     "memory      " + ", ".join(f"{_bytes(v)} {k}" for k, v in plan.bytes.items()) + " a device",
     f"devices     {plan.devices} x {plan.device}, " + show_mesh(plan.mesh),
   ]
+  if plan.decay_steps is not None:
+    epochs = "" if plan.decay_epochs is None else f", {plan.decay_epochs:.3g} epochs"
+    lines.append(f"decay       over {plan.decay_steps:,.0f} steps at the peak rate{epochs}")
   if plan.emulated:
     lines.append(f"speed       {plan.emulated}")
   if plan.row_lengths:

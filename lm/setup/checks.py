@@ -19,6 +19,7 @@ from lm.objectives.registry import objective_of
 from lm.optim.chain import read_groups
 from lm.optim.directions import OPTIMIZERS
 from lm.optim.pruning import check_pruning
+from lm.optim.rules import check_optimizer
 
 SET_NAME = re.compile(r"[\w.-]+")
 
@@ -126,6 +127,7 @@ def _check_training(cfg: Config) -> None:
     )
   read_groups(cfg.optim.groups)
   check_pruning(cfg)
+  check_optimizer(cfg)
   if cfg.train.init_depth and not cfg.train.init_from:
     raise ConfigError(
       f"train.init_depth={cfg.train.init_depth}: needs train.init_from, whose layers it repeats; use None"

@@ -16,12 +16,16 @@ from lm.objectives.registry import objective_of
 from lm.objectives.teacher import split_extra
 from lm.optim.chain import (
   check_groups,
+  decay_share,
+  decays_hidden,
   learning_rate,
   lr_multipliers,
   make_optimizer,
   read_groups,
+  relative_updates,
 )
 from lm.optim.pruning import share_kept
+from lm.optim.schedule_free import averaged
 from lm.training import noise_scale
 
 LOW_BITS = 24  # of a count of units that its lower half holds
@@ -31,7 +35,7 @@ class State(NamedTuple):
   step: jax.Array  # int32, optimizer steps completed
   params: Any  # float32: the family's tree, and one of each part of the objective
   opt_state: Any
-  ema: Any  # like params, or None
+  ema: Any  # like params, or None: the mean of weights that is evaluated (optim.ema_decay, schedule_free)
   extra: (
     Any  # what the objective keeps that is no parameter; in training also its teachers' parameters
   )
@@ -44,7 +48,8 @@ def init_state(hparams: Hparams, *, cfg: Config, model: nn.Module) -> State:
   """Step 0: parameters drawn from hparams.seed, a fresh optimizer state."""
   key = jax.random.fold_in(jax.random.key(hparams.seed), 0)
   params = trees.init_params(model, key, hparams.init_scale) | _init_parts(cfg, key, hparams)
-  ema = None if cfg.optim.ema_decay is None else jax.tree.map(jnp.array, params)
+  has_mean = cfg.optim.ema_decay is not None or cfg.optim.name == "schedule_free"
+  ema = jax.tree.map(jnp.array, params) if has_mean else None
   opt_state = optimizer_of(cfg, hparams, all_axes(cfg, model)).init(params)
   extra = objective_of(cfg.objective).init_extra(model, cfg, params, cfg.train.batch_size)
   return State(jnp.int32(0), params, opt_state, ema, extra, jnp.zeros(2, jnp.int32))
@@ -94,7 +99,9 @@ def train_step(
   updates, opt_state = tx.update(grads, state.opt_state, state.params, value=total / weight)
   params = optax.apply_updates(state.params, updates)
   ema = state.ema
-  if ema is not None:
+  if cfg.optim.name == "schedule_free":
+    ema = averaged(params, opt_state, hparams.b1)
+  elif ema is not None:
     ema = optax.incremental_update(params, ema, 1 - cfg.optim.ema_decay)
   units = sums.get("units", sums["weight"])
   seen = count_units(state.seen, units)
@@ -118,6 +125,12 @@ def train_step(
   if cfg.train.noise_scale:
     whole, n = jnp.square(metrics["train/grad_norm"]), cfg.train.accumulate
     metrics |= noise_scale.estimates(micro, whole, weight, n)
+  kinds, lr_mults = kinds_of(cfg, axes), multipliers_of(cfg)
+  for kind, ratio in relative_updates(updates, state.params, kinds).items():
+    metrics[f"optim/update_{kind}"] = ratio
+  if decays_hidden(cfg.optim):
+    share = decay_share(cfg.optim, hparams, state.step, opt_state, lr_mults["hidden"])
+    metrics["optim/decay_share"] = share
   if cfg.optim.prune != "none":
     metrics["optim/kept"] = share_kept(opt_state)
   extra = extra | taught if taught else extra
@@ -147,17 +160,25 @@ def count_units(seen: jax.Array, units: jax.Array) -> jax.Array:
 
 
 def eval_params(state: State) -> Any:
-  """The weights that evaluation and sampling use: the moving average where there is one."""
+  """The weights that evaluation and sampling use: the average where there is one."""
   return state.params if state.ema is None else state.ema
 
 
 def optimizer_of(cfg: Config, hparams: Hparams, axes: Any) -> optax.GradientTransformation:
   """The optimizer of a config for parameters with these logical axes, from traced numbers."""
+  return make_optimizer(cfg.optim, hparams, kinds_of(cfg, axes), axes, multipliers_of(cfg))
+
+
+def kinds_of(cfg: Config, axes: Any) -> Any:
+  """The kind of every parameter with these logical axes."""
   is_names = lambda leaf: isinstance(leaf, tuple)
-  kinds = trees.param_kinds(axes, run_weights(cfg), is_leaf=is_names)
+  return trees.param_kinds(axes, run_weights(cfg), is_leaf=is_names)
+
+
+def multipliers_of(cfg: Config) -> dict[str, float]:
+  """Learning-rate multiplier of each kind of weight."""
   ratio = cfg.model.width / cfg.model.base_width
-  lr_mults = lr_multipliers(cfg.optim.name, cfg.model.parameterization, ratio)
-  return make_optimizer(cfg.optim, hparams, kinds, axes, lr_mults)
+  return lr_multipliers(cfg.optim.name, cfg.model.parameterization, ratio)
 
 
 def check_parameters(cfg: Config, axes: Any) -> None:
