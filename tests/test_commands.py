@@ -29,7 +29,7 @@ PROGRAMS = [
   "lm.inspect",
   "experiments",
 ]
-PROGRAMS += ["experiments.coordinate_check"]
+PROGRAMS += ["experiments.coordinate_check", "experiments.report.shelf"]
 PROGRAMS += sorted(
   f"benchmarks/{path.name}"
   for path in (ROOT / "benchmarks").glob("*.py")

@@ -1,11 +1,14 @@
 """The shelf of studies: experiments/results/README.md and its pictures, made from the committed ledgers.
 
-  python -m experiments.report.shelf lr_tokens   # draws its pictures anew and rewrites its part of the page
+It draws the pictures of a study anew and rewrites its part of the page; without names those of all. Pictures
+are figures of the study's report, small enough that it stays under 300 KB with its ledger.
 
-Without names: all of them. Pictures are figures of the study's report, small enough that it stays under
-300 KB with its ledger.
+examples:
+  python -m experiments.report.shelf
+  python -m experiments.report.shelf lr_tokens
 """
 
+import argparse
 import dataclasses
 import pathlib
 import re
@@ -140,8 +143,12 @@ def _shown(estimate) -> str:
   return shown(Estimate(round(value, digits), rounded))
 
 
-def main(names: Sequence[str]) -> None:
-  path = RESULTS / "README.md"
+def main(argv: Sequence[str]) -> None:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("studies", nargs="*", metavar="STUDY", help="all of them if none is named")
+  names, path = parser.parse_args(argv).studies, RESULTS / "README.md"
   try:
     for name in names:
       if name not in STUDIES:
