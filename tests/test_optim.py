@@ -392,7 +392,7 @@ def test_one_program_serves_all_hyperparameters_and_each_has_its_effect(name):
     base, _ = train(cfg, HPARAMS)
     for field, value in CHANGED.items():
       other, _ = train(cfg, HPARAMS.replace(**{field: value}))
-      same = all(np.allclose(base[w], other[w], rtol=1e-6, atol=0) for w in base)
+      same = all(np.array_equal(base[w], other[w]) for w in base)  # Prodigy's first steps are tiny
       unread = field in UNREAD.get(name, ()) or OF_ONE.get(field, name) != name
       assert same == unread, field
     train(cfg, HPARAMS.replace(total_steps=np.int32(3), decay_steps=np.int32(2)))
@@ -423,8 +423,11 @@ def test_stacked_runs_equal_separate_runs(name):
   stacked, _ = jax.jit(jax.vmap(function, in_axes=(0, None, None, None)))(hparams, *rest)
   separate = [train(cfg, row)[0] for row in rows]
   assert not np.allclose(separate[0]["query"], separate[1]["query"], atol=1e-3)
+  # SOAP turns gradients by eigenvectors; those of nearly equal eigenvalues hang on the last bits of the
+  # matrix, which jax 0.12 sums in another order where runs are stacked: 9e-6 at most was seen.
+  atol = 3e-5 if name == "soap" else 1e-6
   for i, params in enumerate(separate):
-    assert_close({w: x[i] for w, x in stacked.items()}, params)
+    assert_close({w: x[i] for w, x in stacked.items()}, params, atol=atol)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -46,7 +46,9 @@ def simulated_batches(p, q, noise=0.003):
   """Runs of critical_batch whose losses follow its law, a parabola in log rate around the best one."""
   law, rng, rows = laws.LAWS["critical_batch"], np.random.default_rng(0), []
   n_of = {16: 12_400.0, 32: 35_000.0, 48: 68_000.0}
-  theta = law.working(np.array([300.0, 400.0, 1.2, 0.7, 0.5, 400 / (1e5**p * 3e4**q), p, q]))
+  theta = law.working(
+    np.array([300.0, 400.0, critical_batch.FLOOR, 0.7, 0.5, 400 / (1e5**p * 3e4**q), p, q])
+  )
   asked = [run.overrides for run in critical_batch.runs()]
   x = {
     "n_params": np.array([n_of[o["model.width"]] for o in asked]),

@@ -48,6 +48,9 @@ STUDIES = {
   "lr_tokens": Study(("response",), "7 minutes on 2 cores", f"run lr_tokens {STACKED} 18"),
   "repetition": Study(("response",), "14 minutes on 2 busy cores", f"run repetition {STACKED} 21"),
   "muon_race": Study(("response",), "12 minutes on 2 busy cores", f"run muon_race {STACKED} 4"),
+  "critical_batch": Study(
+    ("critical-batch",), "an hour on 2 busy cores", f"run critical_batch {STACKED} 6"
+  ),
   "acceptance": Study(
     ("predicted",), "29 minutes on 2 busy cores", "run acceptance --workers 2"
   ),
