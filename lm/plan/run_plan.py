@@ -121,7 +121,7 @@ def make_plan(cfg: Config, data: Any = None, devices: Sequence[jax.Device] | Non
     epochs=None if units is None else tokens / units,
     decay_steps=decay,
     decay_epochs=None if decay is None or units is None else decay * tokens_per_step(cfg) / units,
-    emulated=_emulated(cfg, devices[0].platform),
+    emulated=_emulated(cfg, devices[0]),
     row_lengths=curriculum.stages(cfg) if cfg.data.length_curriculum else None,
     rules=words(cfg),
   )
@@ -135,9 +135,11 @@ def _decay_steps(cfg: Config) -> float | None:
   return 1 / share if share else None
 
 
-def _emulated(cfg: Config, platform: str) -> str | None:
+def _emulated(cfg: Config, device: jax.Device) -> str | None:
   """What to know of model.dtype on this host's CPU; None where its numbers are multiplied in hardware."""
-  if platform != "cpu" or cfg.model.dtype != "bfloat16" or instructions.multiplies_bfloat16():
+  if cfg.model.dtype != "bfloat16" or instructions.multiplies_bfloat16():
+    return None
+  if device.device_kind != "cpu":
     return None
   return (
     f"bfloat16 is emulated on this CPU ({instructions.vector_set()}): slower than "
