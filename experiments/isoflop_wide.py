@@ -15,11 +15,11 @@ Done when every slice's best size lies inside the slice, and a straight path of 
 """
 
 from experiments import chinchilla
-from experiments.chinchilla import BARE_A, LAW_A, SLICES_A, claims  # noqa: F401
 from experiments.ledger.compare import seed_noise
 from experiments.sweep import Run
 from experiments.sweep.small import SMALL
 
+claims = chinchilla.claims
 law = {"cpu": "chinchilla", "gpu": "chinchilla"}
 
 BUDGETS = {"cpu": (4e9, 1.3e10, 4e10, 1.3e11, 4e11), "gpu": (1e14, 3.2e14, 1e15, 3.2e15, 1e16)}

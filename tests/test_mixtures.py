@@ -7,7 +7,7 @@ import pytest
 
 from experiments.commands import command_line as cli
 from experiments.launch import stacks
-from experiments.laws import mixtures
+from experiments.laws import mixture_laws, mixture_optimum, mixtures
 from experiments.ledger import mixture_fits
 from experiments.ledger.ledger import Ledger
 from experiments.sweep import Run, search, sweep
@@ -63,8 +63,8 @@ def test_the_mixing_law_ranks_better_than_a_linear_one_on_its_own_runs():
 
 @pytest.mark.parametrize("caps", [(1.0, 1.0, 1.0), (0.3, 0.5, 1.0)])
 def test_the_best_mixture_is_that_of_a_general_solver(caps):
-  fits = [mixtures.Fits(np.zeros(1), t[None]) for t in T]
-  r, value, gap = mixtures.best_mixtures("mixing", fits, np.array(caps))
+  fits = [mixture_laws.Fits(np.zeros(1), t[None]) for t in T]
+  r, value, gap = mixture_optimum.best_mixtures("mixing", fits, np.array(caps))
   expected = best_by_scipy(caps=caps)
   np.testing.assert_allclose(r[0], expected, atol=2e-3)
   assert value[0] == pytest.approx(np.exp(T @ expected).mean(), rel=1e-6) and gap[0] < 1e-5
@@ -72,8 +72,8 @@ def test_the_best_mixture_is_that_of_a_general_solver(caps):
 
 
 def test_of_one_loss_the_best_mixture_fills_caps_from_the_best_domain_on():
-  r, value, _ = mixtures.best_mixtures(
-    "mixing", [mixtures.Fits(C[:1], T[:1])], np.array([0.6, 1.0, 0.3])
+  r, value, _ = mixture_optimum.best_mixtures(
+    "mixing", [mixture_laws.Fits(C[:1], T[:1])], np.array([0.6, 1.0, 0.3])
   )
   np.testing.assert_allclose(r[0], [0.6, 0.1, 0.3])
   assert value[0] == pytest.approx(C[0] + np.exp(T[0] @ r[0]))
@@ -82,10 +82,10 @@ def test_of_one_loss_the_best_mixture_fills_caps_from_the_best_domain_on():
 def test_the_nearest_mixture_is_nearest():
   rng = np.random.default_rng(3)
   points, caps = rng.normal(0, 1, (50, 4)), np.array([0.2, 0.5, 0.9, 1.0])
-  found = mixtures.nearest(points, caps)
+  found = mixture_optimum.nearest(points, caps)
   assert np.all(found >= 0) and np.all(found <= caps + 1e-12)
   np.testing.assert_allclose(found.sum(1), 1)
-  others = mixtures.nearest(rng.normal(0, 1, (2000, 4)), caps)  # no allowed point is nearer
+  others = mixture_optimum.nearest(rng.normal(0, 1, (2000, 4)), caps)  # no allowed point is nearer
   away = ((points[:, None] - others[None]) ** 2).sum(2).min(1)
   assert np.all(((points - found) ** 2).sum(1) <= away + 1e-9)
 
@@ -102,7 +102,7 @@ def test_intervals_hold_the_best_mixture_of_the_truth():
 
 
 def test_trees_rank_unseen_mixtures_and_average_the_best_of_many_draws(monkeypatch):
-  monkeypatch.setattr(mixtures, "DRAWN", 1000)
+  monkeypatch.setattr(mixture_optimum, "DRAWN", 1000)
   runs, held = simulated(150), simulated(seed=1, sd=0)
   found = mixtures.fit_mixtures(runs, "trees", held=held, n_boot=2)
   assert found.judged[0].rank > 0.9

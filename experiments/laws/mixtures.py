@@ -1,53 +1,22 @@
-"""Losses as laws of the weights of data domains, and the mixture that such laws like best.
+"""Losses fitted as laws of the weights of data domains, judged, and the mixture that such laws like best.
 
-  linear      L = sum_j b_j r_j                    (RegMix, Liu et al. 2024, arXiv:2407.01492 §3)
-  log_linear  log L = sum_j t_j r_j                (the next one without a floor)
-  mixing      L = c + k exp(sum_j t_j r_j)         (Ye et al. 2024, arXiv:2403.16952 eq. 1)
-  trees       gradient-boosted trees of lightgbm, else scikit-learn, where installed (RegMix §3)
-
-Weights r sum to 1, so a constant added to every t_j is a factor of k, and one added to every b_j an
-intercept: both are taken into the coefficients, and b_j, e^t_j, c + e^t_j are what the law says of domain
-j alone. `mixing` and `log_linear` minimise squares of log L's residuals, `linear` those of L. The best
-mixture minimises the mean over the losses asked for. Of one loss, or of linear laws, it lies at a corner
-of what is allowed; of several it is a convex problem, solved to a bound on what is left. No domain gets
-more than the largest weight that a run gave it, unless told, as the law has seen nothing there.
+The best mixture minimises the mean over the losses asked for. No domain gets more than the largest weight
+that a run gave it, unless told, as the law has seen nothing there.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
 from experiments.laws import intervals
+from experiments.laws.mixture_laws import FORMULAS, LAWS, Fits, fit_law, make_trees, predict
+from experiments.laws.mixture_optimum import best_mixtures, drawn_best
 from experiments.laws.result import Estimate, Result, to_plain
 from lm.config.errors import ConfigError
 
-LAWS = ("mixing", "log_linear", "linear", "trees")
-FORMULAS = {
-  "linear": "L = sum_j b_j r_j",
-  "log_linear": "log L = sum_j t_j r_j",
-  "mixing": "L = c + k exp(sum_j t_j r_j)",
-  "trees": "gradient-boosted trees",
-}
 SUM_OFF = 0.05  # weights that sum to 1 but for this are taken as rounded
 FOLDS = 10  # of the cross-validation where no table is held out
-FLOORS = (
-  0.01,
-  0.2,
-  0.4,
-  0.6,
-  0.75,
-  0.85,
-  0.92,
-  0.97,
-)  # c begins at these shares of the lowest loss
-STEPS, LANES = 60, 128  # Levenberg-Marquardt steps; fits side by side
-GAP = 1e-6  # of the loss: how far from the optimum a mixture may be
-DRAWN, KEPT = (
-  20_000,
-  100,
-)  # mixtures that trees judge, and the best of them that are averaged (RegMix §3)
-STRENGTHS = (0.1, 5.0)  # concentration of the Dirichlet they are drawn from (RegMix)
 TREE_REFITS = 40  # of the bootstrap: each takes as long as a fit
 
 
@@ -109,240 +78,6 @@ def make_mixtures(domains, targets, weights, losses, rows=None, notes=()) -> Mix
   return Mixtures(
     tuple(domains), tuple(targets), weights / sums[:, None], losses, rows, tuple(notes)
   )
-
-
-# ---- The laws ------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Fits:
-  """R fits of one loss: floors c [R] and coefficients t [R, K]."""
-
-  c_R: np.ndarray
-  t_RK: np.ndarray
-
-
-def predict(law: str, fits: Fits, weights_NK: np.ndarray) -> np.ndarray:
-  """Losses [R, N] of mixtures under a law in closed form."""
-  inner = fits.t_RK @ weights_NK.T
-  return inner if law == "linear" else fits.c_R[:, None] + np.exp(inner)
-
-
-def fit_law(law: str, weights_NK, loss_N, counts_RN=None, start: Fits | None = None) -> Fits:
-  """R weighted least-squares fits of a law in closed form.
-
-  Args:
-    law: linear, log_linear or mixing.
-    counts_RN: weight of each run in each fit; None: one fit, all alike.
-    start: the fit of all runs, near which the others lie; coefficients of a domain that a sample lacks
-      stay as they are there.
-  """
-  counts_RN = np.ones((1, len(loss_N))) if counts_RN is None else counts_RN
-  parts = [counts_RN[i : i + LANES] for i in range(0, len(counts_RN), LANES)]
-  fit = _fit_mixing if law == "mixing" else _fit_linear
-  found = [fit(law, weights_NK, loss_N, part, start) for part in parts]
-  return Fits(np.concatenate([f.c_R for f in found]), np.concatenate([f.t_RK for f in found]))
-
-
-def _pairs(x_NK) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
-  """(products x_k x_l [N, P] of each pair k <= l, the pairs): a weighted Gram matrix is one product."""
-  pairs = np.triu_indices(x_NK.shape[1])
-  return x_NK[:, pairs[0]] * x_NK[:, pairs[1]], pairs
-
-
-def _gram(weights_RN, products_NP, pairs, k: int) -> np.ndarray:
-  """[R, K, K] of sum_n w_n x_nk x_nl."""
-  out = np.empty((len(weights_RN), k, k))
-  out[:, pairs[0], pairs[1]] = out[:, pairs[1], pairs[0]] = weights_RN @ products_NP
-  return out
-
-
-def _least_squares(x_NK, y_RN, counts_RN, centre_K) -> np.ndarray:
-  """[R, K] of the least sum of counts (y - x t)^2, drawn to `centre_K` where x does not determine it."""
-  k = x_NK.shape[1]
-  gram = _gram(counts_RN, *_pairs(x_NK), k) + 1e-8 * len(x_NK) / k * np.eye(k)
-  rhs = (counts_RN * (y_RN - x_NK @ centre_K)) @ x_NK
-  return centre_K + np.linalg.solve(gram, rhs[..., None])[..., 0]
-
-
-def _fit_linear(law, weights_NK, loss_N, counts_RN, start) -> Fits:
-  y = np.broadcast_to(loss_N if law == "linear" else np.log(loss_N), counts_RN.shape)
-  centre = np.full(weights_NK.shape[1], y[0].mean()) if start is None else start.t_RK[0]
-  return Fits(np.zeros(len(counts_RN)), _least_squares(weights_NK, y, counts_RN, centre))
-
-
-def _fit_mixing(law, weights_NK, loss_N, counts_RN, start) -> Fits:
-  """Levenberg-Marquardt over (log c, t), from several floors or from the fit of all runs."""
-  del law
-  if start is not None:
-    return _descend(
-      weights_NK, loss_N, counts_RN,
-      np.repeat(np.log(start.c_R), len(counts_RN)), np.repeat(start.t_RK, len(counts_RN), 0),
-    )[0]  # fmt: skip
-  c = np.array(FLOORS) * loss_N.min()  # lanes of each sample side by side, one a floor
-  counts = np.repeat(counts_RN, len(c), 0)
-  y = np.log(loss_N - np.tile(c, len(counts_RN))[:, None])
-  t = _least_squares(weights_NK, y, counts, np.full(weights_NK.shape[1], y.mean()))
-  found, value = _descend(weights_NK, loss_N, counts, np.tile(np.log(c), len(counts_RN)), t)
-  best = np.arange(len(counts_RN)) * len(c) + value.reshape(-1, len(c)).argmin(1)
-  return Fits(found.c_R[best], found.t_RK[best])
-
-
-def _descend(x_NK, loss_N, counts_RN, log_c_R, t_RK) -> tuple[Fits, np.ndarray]:
-  """(fits, sums of squares [R]) from one start each."""
-  log_y, k, (products, pairs) = np.log(loss_N), x_NK.shape[1], _pairs(x_NK)
-  low, high = np.log(1e-6 * loss_N.min()), np.log(loss_N.max())
-  theta = np.concatenate([log_c_R[:, None], t_RK], axis=1)
-  damp, eye = np.full(len(theta), 1e-3), np.eye(k + 1)
-
-  def residual(theta):
-    log_m = np.clip(theta[:, 1:] @ x_NK.T, -50, 50)
-    log_f = np.logaddexp(theta[:, :1], log_m)
-    return log_y - log_f, np.exp(log_m - log_f)
-
-  r_RN, share_RN = residual(theta)
-  value = (counts_RN * r_RN**2).sum(1)
-  for _ in range(STEPS):
-    # d log f / d log c = 1 - share, d log f / d t_j = share x_j
-    of_c, of_t = counts_RN * (1 - share_RN), counts_RN * share_RN
-    gram = np.empty((len(theta), k + 1, k + 1))
-    gram[:, 1:, 1:] = _gram(of_t * share_RN, products, pairs, k)
-    gram[:, 0, 1:] = gram[:, 1:, 0] = (of_c * share_RN) @ x_NK
-    gram[:, 0, 0] = (of_c * (1 - share_RN)).sum(1)
-    slope = np.concatenate([(of_c * r_RN).sum(1)[:, None], (of_t * r_RN) @ x_NK], 1)
-    diagonal = np.einsum("rkk->rk", gram)
-    floor = 1e-9 * diagonal.max(1, keepdims=True) + 1e-12
-    ridge = (damp[:, None] * diagonal + floor)[:, :, None] * eye
-    step = np.linalg.solve(gram + ridge, slope[..., None])[..., 0]
-    tried = theta + step
-    tried[:, 0] = np.clip(tried[:, 0], low, high)
-    r_new, share_new = residual(tried)
-    after = (counts_RN * r_new**2).sum(1)
-    better = after <= value
-    done = ((step * slope).sum(1) < 1e-10 * value + 1e-18) | (damp > 1e8)
-    theta = np.where(better[:, None], tried, theta)
-    r_RN = np.where(better[:, None], r_new, r_RN)
-    share_RN = np.where(better[:, None], share_new, share_RN)
-    value = np.where(better, after, value)
-    damp = np.clip(np.where(better, damp / 5, damp * 4), 1e-9, 1e9)
-    if done.all():
-      break
-  return Fits(np.exp(theta[:, 0]), theta[:, 1:]), value
-
-
-def make_trees(seed: int):
-  """An unfitted regressor of gradient-boosted trees.
-
-  Raises:
-    ConfigError: neither lightgbm nor scikit-learn is installed.
-  """
-  try:
-    from lightgbm import LGBMRegressor  # ty: ignore[unresolved-import]
-
-    return LGBMRegressor(n_estimators=300, learning_rate=0.05, random_state=seed, verbose=-1)
-  except ImportError:
-    pass
-  try:
-    from sklearn.ensemble import GradientBoostingRegressor
-  except ImportError:
-    raise ConfigError(
-      "law=trees: needs lightgbm or scikit-learn; pip install scikit-learn, or use mixing"
-    ) from None
-  return GradientBoostingRegressor(
-    n_estimators=300, learning_rate=0.05, max_depth=4, subsample=0.7, random_state=seed
-  )
-
-
-# ---- The best mixture ----------------------------------------------------------------------------
-
-
-def corner(slope_RK: np.ndarray, cap_K: np.ndarray) -> np.ndarray:
-  """[R, K] of the least slope . r over 0 <= r <= cap, sum r = 1: caps filled from the lowest slope on."""
-  order = np.argsort(slope_RK, axis=1, kind="stable")
-  caps = cap_K[order]
-  before = np.cumsum(caps, axis=1) - caps
-  filled = np.clip(1 - before, 0, caps)
-  out = np.empty_like(filled)
-  np.put_along_axis(out, order, filled, axis=1)
-  return out
-
-
-def nearest(point_RK: np.ndarray, cap_K: np.ndarray) -> np.ndarray:
-  """[R, K] of 0 <= r <= cap, sum r = 1, nearest to points: clip(point - tau, 0, cap), whose sum falls in
-  tau by straight lines between the points where an entry reaches 0 or its cap."""
-  knots = np.sort(np.concatenate([point_RK - cap_K, point_RK], axis=1), axis=1)
-  sums = np.clip(point_RK[:, None] - knots[:, :, None], 0, cap_K).sum(2)
-  after = np.clip((sums >= 1).sum(1), 1, knots.shape[1] - 1)[:, None]  # sums fall along the knots
-  left, right = (np.take_along_axis(knots, after - i, 1) for i in (1, 0))
-  high, low = (np.take_along_axis(sums, after - i, 1) for i in (1, 0))
-  tau = left + (right - left) * (high - 1) / np.maximum(high - low, 1e-300)
-  found = np.clip(point_RK - tau, 0, cap_K)
-  return found / found.sum(1, keepdims=True)
-
-
-def best_mixtures(law: str, fits: Sequence[Fits], cap_K: np.ndarray):
-  """(mixtures [R, K], their mean loss over the targets [R], how much lower it may be at most [R]).
-
-  Accelerated projected gradients; the bound is the Frank-Wolfe gap of a convex function.
-  """
-  t_TRK, c_TR = np.stack([f.t_RK for f in fits]), np.stack([f.c_R for f in fits])
-  if law == "linear" or len(fits) == 1:  # monotone in one sum: exact
-    r_RK = corner(t_TRK.mean(0), cap_K)
-    value = np.mean([np.einsum("rk,rk->r", f.t_RK, r_RK) for f in fits], axis=0)
-    if law != "linear":
-      value = c_TR[0] + np.exp(value)
-    return r_RK, value, np.zeros(len(value))
-
-  def values(r_RK):
-    terms_TR = np.exp(np.einsum("trk,rk->tr", t_TRK, r_RK, optimize=True))
-    return (c_TR + terms_TR).mean(0), terms_TR
-
-  slope_of = lambda terms_TR: np.einsum("tr,trk->rk", terms_TR, t_TRK, optimize=True) / len(fits)
-  r_RK = corner(t_TRK.mean(0), cap_K)
-  r_RK = (r_RK + nearest(np.broadcast_to(cap_K, r_RK.shape), cap_K)) / 2
-  ahead, at, stiff = r_RK, np.ones(len(r_RK)), np.ones(len(r_RK))
-  value, terms = values(r_RK)
-  gap = np.full(len(r_RK), np.inf)
-  for i in range(3000):
-    value_a, terms_a = values(ahead)
-    slope = slope_of(terms_a)
-    for _ in range(40):  # the step that a quadratic above the function allows
-      tried = nearest(ahead - slope / stiff[:, None], cap_K)
-      off = tried - ahead
-      bound = value_a + (slope * off).sum(1) + stiff / 2 * (off**2).sum(1)
-      after, terms_t = values(tried)
-      short = after > bound + 1e-13 * np.abs(value_a)
-      if not short.any():
-        break
-      stiff = np.where(short, 2 * stiff, stiff)
-    worse = after > value  # begin the acceleration anew
-    next_at = np.where(worse, 1.0, (1 + np.sqrt(1 + 4 * at**2)) / 2)
-    moved = tried + np.where(worse, 0.0, (at - 1) / next_at)[:, None] * (tried - r_RK)
-    r_RK = np.where(worse[:, None], r_RK, tried)
-    value, terms = np.where(worse, value, after), np.where(worse, terms, terms_t)
-    ahead, at, stiff = np.where(worse[:, None], r_RK, moved), next_at, stiff * 0.95
-    if i % 10 == 0:
-      slope_here = slope_of(terms)
-      gap = (slope_here * (r_RK - corner(slope_here, cap_K))).sum(1)
-      if (gap < GAP * value).all():
-        break
-  return r_RK, value, np.maximum(gap, 0)
-
-
-def _drawn_best(models, weights_NK, cap_K, seed):
-  """(mixture [K], mean loss) of trees: the mean of the KEPT best of DRAWN mixtures, as RegMix does."""
-  rng = np.random.default_rng(seed)
-  base = weights_NK.mean(0)
-  strength = np.exp(rng.uniform(*np.log(STRENGTHS), DRAWN))[:, None] * len(base)
-  drawn = rng.gamma(np.maximum(strength * base, 1e-3)) + 1e-300
-  drawn = nearest(drawn / drawn.sum(1, keepdims=True), cap_K)
-  losses = np.mean([m.predict(drawn) for m in models], axis=0)
-  best = np.argsort(losses, kind="stable")[:KEPT]
-  mixture = drawn[best].mean(0)
-  return mixture, float(np.mean([m.predict(mixture[None])[0] for m in models]))
-
-
-# ---- What a fit says -----------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -560,7 +295,7 @@ class _Trees:
     return np.asarray(model.predict(weights_NK))
 
   def best(self, models, weights_NK, cap_K, seed):
-    return *_drawn_best(models, weights_NK, cap_K, seed), 0.0
+    return *drawn_best(models, weights_NK, cap_K, seed), 0.0
 
   def best_of_samples(self, models, weights_NK, losses_NT, counts_RN, cap_K, seed):
     del models
@@ -568,7 +303,7 @@ class _Trees:
     for counts in counts_RN:
       has = counts > 0
       refits = [self.fit(weights_NK[has], loss[has], counts[has]) for loss in losses_NT.T]
-      found.append(_drawn_best(refits, weights_NK, cap_K, seed))
+      found.append(drawn_best(refits, weights_NK, cap_K, seed))
     return np.stack([r for r, _ in found]), np.array([v for _, v in found])
 
   def coefficients(self, models, runs: Mixtures) -> dict:
