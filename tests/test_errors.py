@@ -40,7 +40,8 @@ BAD = [
   ({"train.accumulate": "0"}, "train.accumulate=0: must be at least 1; try 1"),
   (
     {"optim.name": "adamv"},
-    "optim.name=adamv: must be one of sgd, adam, adamw, adagrad, lion, adafactor, muon; did you mean adam?",
+    "optim.name=adamv: must be one of sgd, adam, adamw, adagrad, lion, adafactor, muon, "
+    "soap, ademamix, adopt, schedule_free, prodigy; did you mean adam?",
   ),
   (
     {"model.dtype": "float16"},

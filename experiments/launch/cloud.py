@@ -31,17 +31,19 @@ def check_folder(asked: Asked, on: str) -> None:
     )
 
 
-def check_jobs(asked: Asked, backend, members: Sequence[Member]) -> None:
+def check_jobs(asked: Asked, backend, members: Sequence[Member], placed: bool = True) -> None:
   """ConfigError before anything is created: words that mean nothing, a chip that does not fit, loose code.
 
   Args:
-    backend: of the cloud: its jobs have a place.
+    backend: of the cloud, whose `place` says where a job runs.
+    placed: False where jobs go to machines that are there already.
   """
   jobs_.read_count(asked.words, "restarts")
   for key in ("spot", "stacked"):
     jobs_.read_switch(asked.words, key)
   patch = jobs_.read_switch(asked.words, "patch")
-  for job in backend.jobs(members):
+  jobs = backend.jobs(members)
+  for job in jobs if placed else ():
     backend.place(job)
   codes.check(patch)
 

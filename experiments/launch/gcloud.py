@@ -294,15 +294,8 @@ def make(asked: Asked, members: Sequence[Member]) -> Gcloud:
   for key in ("zone", "project", "vms"):
     if not re.fullmatch(r"[\w.:,-]*", asked.words.get(key, "")):
       raise ConfigError(f"with={key}={asked.words[key]}: must be a name; correct it")
-  for key in ("spot", "stacked"):
-    jobs_.read_switch(asked.words, key)
-  patch = jobs_.read_switch(asked.words, "patch")
   backend = Gcloud(asked)
-  jobs = backend.jobs(members)
-  if not backend.vms:
-    for job in jobs:
-      backend.place(job)
-  codes.check(patch)
+  cloud.check_jobs(asked, backend, members, placed=not backend.vms)
   if not asked.dry_run:
     _need_gcloud()
     out = subprocess.run(
