@@ -1,7 +1,10 @@
 """What CI promises: no test is left out without a word, and every environment is pinned whole."""
 
+import os
 import pathlib
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -56,18 +59,39 @@ def test_pytest_fails_where_a_package_is_missing_in_ci(where, pytester_run):
   assert "1 skipped" in text and "failed" not in text
 
 
+def test_files_that_compare_with_torch_are_parity(pytester_run):
+  body = (
+    "import pytest\ndef test_it():\n  pass\ndef test_other():\n  pytest.importorskip('torch')\n"
+  )
+  chosen = ("-m", "parity", "--collect-only")
+  assert pytester_run(body.replace("'", '"'), *chosen)[1].count("test_it.py::test_") == 2
+  assert pytester_run("def test_it():\n  pass\n", *chosen)[1].count("test_it.py::test_") == 0
+
+
+def test_times_are_summed_by_file_and_by_test(tmp_path):
+  case = '<testcase classname="tests.test_{}" name="{}" time="{}"/>'
+  rows = [case.format("a", "one", 2), case.format("a", "two", 3), case.format("b", "one", 4)]
+  (tmp_path / "x.xml").write_text(
+    f"<testsuites><testsuite>{''.join(rows)}</testsuite></testsuites>"
+  )
+  done = subprocess.run(
+    [ROOT / ".ci/times", tmp_path / "x.xml"], capture_output=True, text=True, check=True
+  )
+  said = [" ".join(line.split()) for line in done.stdout.splitlines()]
+  assert said[:3] == ["9 s of tests, 3 in 2 files", "5 s test_a", "4 s test_b"]
+  assert said[3:] == ["4 s test_b::one", "3 s test_a::two", "2 s test_a::one"]
+
+
 @pytest.fixture
 def pytester_run(tmp_path):
   """Runs pytest on a file beside a copy of this folder's conftest.py; (exit code, output)."""
-  import os
-  import subprocess
-  import sys
 
-  def run(body: str, **environment: str) -> tuple[int, str]:
+  def run(body: str, *arguments: str, **environment: str) -> tuple[int, str]:
     (tmp_path / "conftest.py").write_text((ROOT / "tests/conftest.py").read_text())
     (tmp_path / "test_it.py").write_text(body)
     done = subprocess.run(
-      [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "test_it.py"],
+      [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *arguments,
+       "test_it.py"],
       cwd=tmp_path, capture_output=True, text=True, check=False,
       env={**os.environ, "TESTS_WITHOUT": "", **environment},
     )  # fmt: skip

@@ -1,5 +1,7 @@
 """What a CPU can do is read from its flags, and said where it matters."""
 
+import types
+
 import pytest
 
 from lm.devices import instructions
@@ -51,3 +53,10 @@ def test_a_plan_says_that_bfloat16_is_emulated(dtype, hardware, said, monkeypatc
   plan = run_plan.make_plan(config(model__dtype=dtype))
   assert ("bfloat16 is emulated on this CPU" in run_plan.show(plan)) is said
   assert ("emulated" in plan.to_dict()) is said
+
+
+def test_a_plan_for_other_chips_takes_no_notice_of_this_cpu(monkeypatch):
+  monkeypatch.setattr(instructions, "multiplies_bfloat16", lambda: False)
+  chip = types.SimpleNamespace(device_kind="TPU v5 lite")
+  plan = run_plan.make_plan(config(model__dtype="bfloat16"), None, [chip])
+  assert plan.emulated is None
