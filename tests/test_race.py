@@ -1,6 +1,5 @@
 """Races: what they train, whether their intervals cover, what they conclude, and what they refuse."""
 
-import argparse
 import json
 import math
 
@@ -319,7 +318,7 @@ def test_the_plan_shows_power_and_refuses(tmp_path, capsys):
 @pytest.mark.parametrize(
   "words, said",
   [
-    ("--at abc", "at=abc: must be numbers"),
+    ("--at abc", "at=abc: must be finite numbers"),
     ("--at 1e18,-1", "at=-1: must be > 0"),
     ("--pin nan", "pin=nan: must be a loss, finite"),
     ("--target inf", "target=inf: must be a loss, finite"),
@@ -382,10 +381,7 @@ def test_a_race_whose_runs_are_done_is_judged_and_goes_by_its_name(tmp_path, cap
   assert run_race("race", "--root", str(tmp_path), "--at", "1e12", "--target", "3") == 0
   out = capsys.readouterr().out
   assert "b against a: better" in out and "no " in out and "nanogpt rule" in out
-  options = argparse.Namespace(
-    name="race", root=str(tmp_path), ledger=None, config=None, grid=[], random=[], halving=None,
-    save_as=None, set=[], only=[], scale=None, seed=0,
-  )  # fmt: skip
+  options = cli.make_parser("").parse_args(["status", "race", "--root", str(tmp_path)])
   experiment = which.select(options)
   rows = which.collect(options)
   assert len(rows.done()) == 12
