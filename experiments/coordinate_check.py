@@ -1,16 +1,19 @@
-"""Do activations keep their size as the model widens, before and during training?
+"""Do activations keep their size as the model gets wider, or deeper, before and during training?
 
-Scientific: model.width, under model.parameterization standard and mup.
-Fixed: a decoder of depth 2 with 4 heads, trained for a few updates at one learning rate on
-one batch.
+Scientific: model.width, under model.parameterization standard and mup; with --over depth model.depth, under
+mup and completep.
+Fixed: a decoder of depth 2 with 4 heads (of the smallest width, over depth), trained for a few updates at one
+learning rate on one batch.
 Budget: 2 x 5 models, about a minute on 2 CPU cores.
-What would change our mind: under mup a layer whose change grows or shrinks with width (slope far
-from 0 in log-log): then some exponent in lm.models.parameterization is wrong, and learning rates do not
-transfer.
+What would change our mind: under mup a layer whose change grows or shrinks with width, under completep with
+depth (slope far from 0 in log-log): then some exponent in lm.models.parameterization is wrong, and learning
+rates do not transfer.
 
 For each kind of layer the table has the root mean square of its output after training, and of how
 much training changed it. At initialisation muP's logits shrink like width ** -0.5 by design;
-their change is what must be flat. Yang et al. 2022, arXiv:2203.03466, appendix D.1.
+their change is what must be flat. Yang et al. 2022, arXiv:2203.03466, appendix D.1; over depth Dey et al.
+2025, arXiv:2505.01618: under mup alone every block changes the residual stream by as much, however many
+there are.
 """
 
 import argparse
@@ -32,12 +35,13 @@ from lm.cost.parameters import weights
 from lm.models.registry import make_model
 from lm.models.transformer_config import TransformerConfig
 from lm.models.trees import init_params, param_axes, param_kinds
-from lm.optim.chain import lr_multipliers, make_optimizer
+from lm.optim.chain import make_optimizer, multipliers
 from lm.optim.directions import OPTIMIZERS
 from lm.setup.resolve import resolve_model
 
-WIDTHS = (64, 128, 256, 512, 1024)
-PARAMETERIZATIONS = ("standard", "mup")
+SIZES = {"width": (64, 128, 256, 512, 1024), "depth": (2, 4, 8, 16, 32)}
+PARAMETERIZATIONS = {"width": ("standard", "mup"), "depth": ("mup", "completep")}
+WIDTH, DEPTH = 64, 2  # of what the other one grows
 VOCAB, BATCH, SEQ_LEN, HEADS = 256, 4, 64, 4
 
 # What is measured -> the end of the module's path; blocks are averaged.
@@ -47,6 +51,7 @@ LAYERS = {
   "attention out": ("attn", "out"),
   "mlp up": ("mlp", "up"),
   "mlp down": ("mlp", "down"),
+  "residual stream": (),  # after the last block
   "final norm": ("final_norm",),
   "logits": (),
 }
@@ -55,7 +60,7 @@ LAYERS = {
 @dataclasses.dataclass(frozen=True)
 class Row:
   parameterization: str
-  width: int
+  size: int  # the width, or the depth
   layer: str
   rms: float  # of the output after the last step
   change: float  # root mean square of output after the last step - output at initialisation
@@ -67,52 +72,59 @@ def main() -> None:
     formatter_class=argparse.RawDescriptionHelpFormatter,
     epilog="example:\n  python -m experiments.coordinate_check --out runs/coordinate_check.html",
   )
-  parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS, help="model widths")
+  parser.add_argument("--over", choices=SIZES, default="width", help="what grows")
+  parser.add_argument("--sizes", type=int, nargs="+", help="widths or depths; smallest: the base")
   parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw")
   parser.add_argument("--steps", type=int, default=4, help="updates")
-  parser.add_argument("--lr", type=float, default=0.01, help="learning rate at the least width")
+  parser.add_argument("--lr", type=float, default=0.01, help="learning rate at the least size")
   parser.add_argument("--seeds", type=int, default=1, help="initialisations averaged")
   parser.add_argument("--untied", action="store_true", help="a head of its own, not the embedding")
   parser.add_argument(
     "--out", default="runs/coordinate_check.html", help="chart: .html, .png, .svg or .pdf"
   )
   args = parser.parse_args()
-  rows = check(args.widths, args.optimizer, args.steps, args.lr, args.seeds, not args.untied)
+  sizes = args.sizes or SIZES[args.over]
+  rows = check(args.over, sizes, args.optimizer, args.steps, args.lr, args.seeds, not args.untied)
   print(table(rows))
-  save_chart(rows, args.out)
+  save_chart(rows, args.over, args.out)
   print(f"chart: {args.out}")
 
 
 def check(
-  widths: Sequence[int] = WIDTHS,
+  over: str = "width",
+  sizes: Sequence[int] = SIZES["width"],
   optimizer: str = "adamw",
   steps: int = 4,
   lr: float = 0.01,
   seeds: int = 1,
   tied: bool = True,
 ) -> list[Row]:
-  """One row for each parameterization, width and layer."""
-  rows, base = [], min(widths)
-  for parameterization in PARAMETERIZATIONS:
-    for width in widths:
-      # At the base width all are one model, which is measured once.
-      cfg = make_model_config("standard" if width == base else parameterization, width, base, tied)
+  """One row for each parameterization, size and layer; `over` is "width" or "depth"."""
+  rows, base = [], min(sizes)
+  for parameterization in PARAMETERIZATIONS[over]:
+    for size in sizes:
+      # At the base size all are one model, which is measured once.
+      chosen = "standard" if size == base else parameterization
+      cfg = make_model_config(chosen, over, size, base, tied)
       squares = [measure(cfg, optimizer, steps, lr, seed) for seed in range(seeds)]
       for layer in LAYERS:
         rms, change = np.sqrt(np.mean([s[layer] for s in squares], axis=0))
-        rows.append(Row(parameterization, width, layer, float(rms), float(change)))
+        rows.append(Row(parameterization, size, layer, float(rms), float(change)))
   return rows
 
 
 def make_model_config(
-  parameterization: str, width: int, base_width: int, tied: bool
+  parameterization: str, over: str, size: int, base: int, tied: bool
 ) -> TransformerConfig:
-  """The default decoder at this width, unrolled so that every layer can be watched."""
+  """The default decoder of this width or depth, unrolled so that every layer can be watched."""
+  width, base_width = (size, base) if over == "width" else (WIDTH, WIDTH)
+  depth, base_depth = (size, base) if over == "depth" else (DEPTH, DEPTH)
   changes = {
     "parameterization": parameterization,
     "width": width,
     "base_width": base_width,
-    "depth": 2,
+    "depth": depth,
+    "base_depth": base_depth,
     "heads": HEADS,  # at every width, so that the heads widen too
     "base_head_dim": base_width // HEADS,
     "mlp_dim": 4 * width,
@@ -153,7 +165,9 @@ def measure(
   )
   axes = param_axes(model)
   kinds = param_kinds(axes, weights(cfg), is_leaf=lambda leaf: isinstance(leaf, tuple))
-  mults = lr_multipliers(optimizer, cfg.parameterization, cfg.width / cfg.base_width)
+  mults = multipliers(
+    optimizer, cfg.parameterization, cfg.width / cfg.base_width, cfg.depth / cfg.base_depth
+  )
   tx = make_optimizer(optim, hparams, kinds, axes, mults)
 
   @jax.jit
@@ -191,8 +205,11 @@ def outputs(model: nn.Module, params, tokens_BL: jax.Array) -> dict[str, jax.Arr
     {"params": params}, tokens_BL, capture_intermediates=True, mutable=["intermediates"]
   )
   found = {layer: [] for layer in LAYERS} | {"logits": [logits_BLV]}
+  last = f"block_{model.cfg.depth - 1}"
   for path, value in jax.tree_util.tree_leaves_with_path(sown["intermediates"]):
     names = tuple(part.key for part in path if hasattr(part, "key"))
+    if names[-2:] == (last, "__call__") and value.ndim == 3:
+      found["residual stream"].append(value)
     for layer, end in LAYERS.items():
       if end and names[-1] == "__call__" and names[-1 - len(end) : -1] == end:
         found[layer].append(value)
@@ -200,41 +217,41 @@ def outputs(model: nn.Module, params, tokens_BL: jax.Array) -> dict[str, jax.Arr
 
 
 def slopes(rows: list[Row], field: str) -> dict[tuple[str, str], float]:
-  """(parameterization, layer) -> least-squares slope of log `field` against log width."""
+  """(parameterization, layer) -> least-squares slope of log `field` against log size."""
   result = {}
-  for parameterization in PARAMETERIZATIONS:
+  for parameterization in dict.fromkeys(r.parameterization for r in rows):
     for layer in LAYERS:
       chosen = [r for r in rows if (r.parameterization, r.layer) == (parameterization, layer)]
-      x, y = (np.log([getattr(r, name) for r in chosen]) for name in ("width", field))
+      x, y = (np.log([getattr(r, name) for r in chosen]) for name in ("size", field))
       result[parameterization, layer] = float(np.polyfit(x, y, 1)[0])
   return result
 
 
 def table(rows: list[Row]) -> str:
-  """Both quantities against width, with their slopes, as text."""
-  widths = sorted({r.width for r in rows})
+  """Both quantities against size, with their slopes, as text."""
+  sizes = sorted({r.size for r in rows})
   lines = []
   for field, title in (("rms", "output after training"), ("change", "change by training")):
     slope = slopes(rows, field)
     lines.append(f"\n{title} (root mean square)")
-    lines.append(f"{'':26}" + "".join(f"{w:>9}" for w in widths) + f"{'slope':>9}")
-    for parameterization in PARAMETERIZATIONS:
+    lines.append(f"{'':26}" + "".join(f"{s:>9}" for s in sizes) + f"{'slope':>9}")
+    for parameterization in dict.fromkeys(r.parameterization for r in rows):
       for layer in LAYERS:
         values = {
-          r.width: getattr(r, field)
+          r.size: getattr(r, field)
           for r in rows
           if (r.parameterization, r.layer) == (parameterization, layer)
         }
         lines.append(
           f"{parameterization:10}{layer:16}"
-          + "".join(f"{values[w]:>9.4g}" for w in widths)
+          + "".join(f"{values[s]:>9.4g}" for s in sizes)
           + f"{slope[parameterization, layer]:9.2f}"
         )
   return "\n".join(lines)
 
 
-def save_chart(rows: list[Row], path: str) -> None:
-  """Change of every layer against width, one panel a parameterization."""
+def save_chart(rows: list[Row], over: str, path: str) -> None:
+  """Change of every layer against size, one panel a parameterization."""
   import altair as alt
 
   values = [dataclasses.asdict(row) for row in rows]
@@ -242,15 +259,15 @@ def save_chart(rows: list[Row], path: str) -> None:
     alt.Chart(alt.Data(values=values))
     .mark_line(point=True)
     .encode(
-      x=alt.X("width:Q", scale=alt.Scale(type="log", base=2), title="width"),
+      x=alt.X("size:Q", scale=alt.Scale(type="log", base=2), title=over),
       y=alt.Y("change:Q", scale=alt.Scale(type="log"), title="change by training (RMS)"),
       color=alt.Color("layer:N", sort=list(LAYERS), title="layer"),
-      tooltip=["layer:N", "width:Q", "rms:Q", "change:Q"],
+      tooltip=["layer:N", "size:Q", "rms:Q", "change:Q"],
     )
     .properties(width=280, height=320)
-    .facet(column=alt.Column("parameterization:N", sort=list(PARAMETERIZATIONS), title=None))
+    .facet(column=alt.Column("parameterization:N", sort=list(PARAMETERIZATIONS[over]), title=None))
     .properties(
-      title="Coordinate check: flat lines mean that learning rates transfer across widths"
+      title=f"Coordinate check: flat lines mean that learning rates transfer across {over}s"
     )
   )
   pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)

@@ -78,12 +78,12 @@ def analyse(ledger):
   return {**found, "best rates": best}
 
 
-def shift_of(best: list[dict]) -> Estimate:
-  """The slope of log2(best rate) in log2(width), a seed at a time, from optima inside the grid only."""
+def shift_of(best: list[dict], over: str = "width") -> Estimate:
+  """The slope of log2(best rate) in log2 of `over`, a seed at a time, from optima inside the grid only."""
   inside = [b for b in best if b["inside the grid"]]
   slopes = []
   for seed in dict.fromkeys(b["seed"] for b in best):
-    x, y = (np.log2([b[key] for b in inside if b["seed"] == seed]) for key in ("width", "best lr"))
+    x, y = (np.log2([b[key] for b in inside if b["seed"] == seed]) for key in (over, "best lr"))
     if len(set(x)) >= 2:
       slopes.append(np.polyfit(x, y, 1)[0])
   left_out = len(best) - len(inside)

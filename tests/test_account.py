@@ -20,7 +20,7 @@ from lm.models.transformer_config import TransformerConfig
 from lm.models.transformer_counts import visible_keys
 from lm.models.trees import param_axes, param_kinds
 from lm.objectives.registry import OBJECTIVES
-from lm.optim.chain import lr_multipliers, make_optimizer
+from lm.optim.chain import make_optimizer, multipliers
 from lm.optim.directions import OPTIMIZERS
 from lm.setup.load import load_config
 from lm.setup.resolve import resolve, resolve_model
@@ -196,7 +196,7 @@ def test_optimizer_state_has_the_counted_size(name):
   model, shapes = make_model(cfg), shapes_of(cfg)
   kinds = param_kinds(shapes, weights(cfg))
   optim = OptimConfig(**get_config().optim.to_dict() | {"name": name})
-  mults = lr_multipliers(name, "standard", 1.0)
+  mults = multipliers(name, "standard", 1.0)
   tx = make_optimizer(optim, zero_hparams(), kinds, param_axes(model), mults)
   size = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(tx.init, shapes)))
   counters = size - optimizer_floats(cfg, name)

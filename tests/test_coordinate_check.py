@@ -20,7 +20,7 @@ def assert_transfers(rows):
 
 @pytest.mark.slow
 def test_a_wider_model_changes_as_much_under_mup_and_more_under_standard():
-  assert_transfers(coordinate_check.check(widths=(64, 256)))
+  assert_transfers(coordinate_check.check(sizes=(64, 256)))
 
 
 @pytest.mark.slow
@@ -29,12 +29,22 @@ def test_a_wider_model_changes_as_much_under_mup_and_more_under_standard():
 )
 def test_coordinate_check_up_to_width_1024(tied, widths, tmp_path):
   # Untied, attention at width 64 is still 1.7 times its limit and flat from 128 on: not a slope.
-  rows = coordinate_check.check(widths, tied=tied)
+  rows = coordinate_check.check("width", widths, tied=tied)
   assert_transfers(rows)
   assert coordinate_check.slopes(rows, "change")["standard", "logits"] > 0.25
   chart = tmp_path / "chart.html"
-  coordinate_check.save_chart(rows, str(chart))
+  coordinate_check.save_chart(rows, "width", str(chart))
   assert "mlp down" in chart.read_text()
+
+
+@pytest.mark.slow
+def test_the_residual_stream_grows_with_depth_under_mup_and_not_under_completep():
+  rows = coordinate_check.check("depth", (4, 8, 16))
+  for field in ("rms", "change"):
+    slopes = coordinate_check.slopes(rows, field)
+    assert slopes["mup", "residual stream"] > 0.5
+    for layer in coordinate_check.LAYERS:
+      assert abs(slopes["completep", layer]) < 0.15, (field, layer, slopes["completep", layer])
 
 
 def test_help_ends_in_a_runnable_example():

@@ -232,6 +232,8 @@ def test_initial_spread_is_as_documented(width):
   mup = change(untied, parameterization="mup")
   assert (spread(mup, *embed), spread(mup, *head)) == (near(1), near(64**-0.5))
   assert spread(mup, *up) == near(width**-0.5)
+  deep = change(untied, parameterization="completep", base_depth=1)
+  assert spread(deep, *down) == near((4 * width) ** -0.5 / math.sqrt(2))
 
   gpt2 = change(wide, init="gpt2")
   assert (spread(gpt2, *up), spread(gpt2, *embed)) == (near(0.02), near(0.02))
@@ -274,6 +276,23 @@ def test_mup_divides_logits_and_scores_of_wider_models():
     )
   assert attention.score_scale(TINY) == 1 / 2
   assert attention.score_scale(change(base_head_dim=1, parameterization="mup")) == 1 / 4
+
+
+@pytest.mark.parametrize("fields", [{}, {"norm_position": "sandwich"}, {"residual": "rezero"}])
+def test_completep_divides_what_a_branch_adds_by_depth(fields):
+  """The same as dividing each branch's last weights: its matrices and biases, or the norm after it."""
+  model, params = make(change(bias=True, **fields))
+  last = {"sandwich": ("attn_post_norm", "mlp_post_norm"), "pre": ("out", "down")}[
+    model.cfg.norm_position
+  ]
+  of_last = lambda path: any(part.key in last for part in path)
+  divided = jax.tree_util.tree_map_with_path(lambda p, x: x / 2 if of_last(p) else x, params)
+  base = change(model.cfg, base_depth=model.cfg.depth // 2, base_width=model.cfg.width)
+  deep = make_model(change(base, parameterization="completep"))
+  tokens_BL = tokens_of()
+  wanted = apply(model, divided, tokens_BL)
+  np.testing.assert_allclose(apply(deep, params, tokens_BL), wanted, rtol=2e-5, atol=1e-5)
+  assert np.abs(wanted - apply(model, params, tokens_BL)).max() > 0.01
 
 
 # --- what a position sees -------------------------------------------------------------------------

@@ -7,11 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.traverse_util import flatten_dict
 
 from lm.config.errors import ConfigError
 from lm.config.hparams import Hparams
 from lm.config.schema import OptimConfig
-from lm.optim.chain import layer_multipliers, learning_rate, lr_multipliers, make_optimizer
+from lm.optim.chain import (
+  Multipliers,
+  layer_multipliers,
+  learning_rate,
+  make_optimizer,
+  multipliers,
+)
 from lm.optim.directions import OPTIMIZERS, matrix_split
 from lm.optim.schedules import SCHEDULES
 
@@ -78,7 +85,7 @@ def normal_tree(seed):
 
 def run(cfg, mults, hparams, params, grads, losses):
   """Weights and learning rates after one update for each of the stacked gradients."""
-  tx = make_optimizer(cfg, hparams, KINDS, AXES, dict(mults))
+  tx = make_optimizer(cfg, hparams, KINDS, AXES, Multipliers(dict(mults)))
 
   def one(carry, inputs):
     step, params, state = carry
@@ -230,7 +237,7 @@ def test_stacked_layers_move_as_they_would_alone_and_heads_are_part_of_a_matrix(
   def alone(weight, gradients):
     """Steps of one flattened weight [..., in, out] that is its own model."""
     kinds, axes = {weight: KINDS[weight]}, {weight: ("embed", "mlp")[: gradients[0].ndim]}
-    tx = make_optimizer(make_cfg(name), HPARAMS, kinds, axes, ONES)
+    tx = make_optimizer(make_cfg(name), HPARAMS, kinds, axes, Multipliers(ONES))
     w = {weight: jnp.zeros(gradients[0].shape)}
     state = tx.init(w)
     for g in gradients:
@@ -256,7 +263,7 @@ def test_matrix_split(axes, split):
 
 
 def test_adafactor_state_is_sublinear():
-  tx = make_optimizer(make_cfg("adafactor"), HPARAMS, KINDS, AXES, ONES)
+  tx = make_optimizer(make_cfg("adafactor"), HPARAMS, KINDS, AXES, Multipliers(ONES))
   sizes = {n: s.size for n, s in normal_tree(0).items()}
   state_size = sum(leaf.size for leaf in jax.tree.leaves(tx.init(normal_tree(0))))
   assert state_size < 0.5 * sum(sizes.values()), (state_size, sizes)
@@ -433,7 +440,9 @@ def test_stacked_runs_equal_separate_runs(name):
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_the_initial_state_does_not_depend_on_hyperparameters(name):
   def init(hparams):
-    return make_optimizer(make_cfg(name), hparams, KINDS, AXES, ONES).init(normal_tree(0))
+    return make_optimizer(make_cfg(name), hparams, KINDS, AXES, Multipliers(ONES)).init(
+      normal_tree(0)
+    )
 
   other = HPARAMS.replace(**CHANGED)
   for a, b in zip(jax.tree.leaves(init(HPARAMS)), jax.tree.leaves(init(other)), strict=True):
@@ -443,7 +452,7 @@ def test_the_initial_state_does_not_depend_on_hyperparameters(name):
 # --- multipliers and errors ---------------------------------------------------------------------
 
 
-def test_lr_multipliers_of_mup():
+def test_multipliers_of_mup():
   quarter = {"embed": 1.0, "hidden": 0.25, "readout": 1.0, "vector": 1.0}
   for name in (
     "adam",
@@ -455,19 +464,65 @@ def test_lr_multipliers_of_mup():
     "adopt",
     "schedule_free",
   ):
-    assert lr_multipliers(name, "mup", 4.0) == quarter
-  assert lr_multipliers("muon", "mup", 4.0) == quarter | {"hidden": 0.5}
+    assert multipliers(name, "mup", 4.0).lr == quarter
+  assert multipliers("muon", "mup", 4.0).lr == quarter | {"hidden": 0.5}
   by_fan_in = {"embed": 4.0, "hidden": 1.0, "readout": 4.0, "vector": 4.0}
-  assert lr_multipliers("sgd", "mup", 4.0) == by_fan_in  # table 8 of arXiv:2203.03466
+  assert multipliers("sgd", "mup", 4.0).lr == by_fan_in  # table 8 of arXiv:2203.03466
   for name in OPTIMIZERS:
-    assert lr_multipliers(name, "standard", 4.0) == ONES
+    assert multipliers(name, "standard", 4.0).lr == ONES
+
+
+def test_multipliers_of_completep():
+  assert multipliers("adamw", "completep", 1.0, 1.0) == Multipliers(ONES)  # the base model
+  found = multipliers("adamw", "completep", 4.0, 8.0)  # table 1 of arXiv:2505.01618, alpha = 1
+  assert found.lr == ONES | {"hidden": 1 / 4}
+  assert found.decay["hidden"] == 4 and found.decay["embed"] == 1
+  assert set(found.eps.values()) == {1 / 4} and found.branch_eps == 1 / 8
+
+
+def test_an_epsilon_of_a_kind_and_of_a_branch_is_adams_own():
+  """Each leaf moves as under optax's Adam with its epsilon multiplied; coupled decay by its own factor."""
+  kinds = {
+    "embed": "embed",
+    "blocks": {"w": "hidden", "norm": "vector"},
+    "block_3": {"w": "hidden"},
+  }
+  axes = {"embed": ("vocab", "embed"), "blocks": {"w": ("embed", "mlp"), "norm": ("norm",)}}
+  axes["block_3"] = {"w": ("embed", "mlp")}
+  rng = np.random.default_rng(0)
+  draw = lambda: jax.tree.map(lambda _: jnp.float32(0.01 * rng.standard_normal((4, 3))), kinds)
+  params, grads = draw(), [draw() for _ in range(5)]
+  mults = multipliers("adamw", "completep", 4.0, 8.0)
+  hparams = HPARAMS.replace(eps=np.float32(0.01), weight_decay=np.float32(0.1))
+  tx = make_optimizer(make_cfg("adamw", decay_coupling="coupled"), hparams, kinds, axes, mults)
+  eps = {"embed": 1 / 4, "blocks": {"w": 1 / 32, "norm": 1 / 32}, "block_3": {"w": 1 / 32}}
+  state, ours = tx.init(params), params
+  for g in grads:
+    updates, state = tx.update(g, state, ours)
+    ours = optax.apply_updates(ours, updates)
+  for path, kind in flatten_dict(kinds).items():
+    of = lambda tree, path=path: flatten_dict(tree)[path]
+    hidden = kind == "hidden"
+    adam = optax.adamw(
+      float(HPARAMS.peak_lr) * (0.25 if hidden else 1),
+      float(HPARAMS.b1),
+      float(HPARAMS.b2),
+      0.01 * of(eps),
+      weight_decay=0.0 if kind == "vector" else 0.1 * (4 if hidden else 1),
+    )
+    w, s = of(params), adam.init(of(params))
+    with jax.numpy_dtype_promotion("standard"):
+      for g in grads:
+        u, s = adam.update(of(g), s, w)
+        w = w + u
+    np.testing.assert_allclose(of(ours), w, rtol=1e-5, atol=1e-7, err_msg=str(path))
 
 
 def test_errors_name_key_value_rule_and_remedy():
   with pytest.raises(ConfigError, match=r"optim.name=adamax: unknown optimizer; use one of sgd, "):
-    make_optimizer(make_cfg("adamax"), HPARAMS, KINDS, AXES, ONES)
+    make_optimizer(make_cfg("adamax"), HPARAMS, KINDS, AXES, Multipliers(ONES))
   with pytest.raises(ConfigError, match=r"optim.decay_coupling=loose: unknown; use independent"):
-    make_optimizer(make_cfg(decay_coupling="loose"), HPARAMS, KINDS, AXES, ONES)
+    make_optimizer(make_cfg(decay_coupling="loose"), HPARAMS, KINDS, AXES, Multipliers(ONES))
 
 
 def test_lower_layers_move_less():
@@ -485,7 +540,7 @@ def test_lower_layers_move_less():
   }
 
   def updates(**changes):
-    tx = make_optimizer(make_cfg("sgd", **changes), HPARAMS, kinds, axes, ONES)
+    tx = make_optimizer(make_cfg("sgd", **changes), HPARAMS, kinds, axes, Multipliers(ONES))
     return tx.update(ones, tx.init(ones), ones, value=jnp.float32(0))[0]
 
   plain, decayed = updates(), updates(layer_decay=0.5)

@@ -8,7 +8,7 @@ import pytest
 
 from lm.config.errors import ConfigError
 from lm.cost.memory import memory_bytes
-from lm.optim.chain import learning_rate, make_optimizer
+from lm.optim.chain import Multipliers, learning_rate, make_optimizer
 from lm.optim.schedule_free import averaged
 from lm.setup.checks import check
 from lm.setup.load import load_config
@@ -125,7 +125,7 @@ def test_soap_equals_its_algorithm_on_every_matrix_of_every_layer():
   kinds = {"up": "hidden", "table": "embed", "head": "readout"}
   draw = lambda: {k: rng.standard_normal(s).astype(np.float32) for k, s in shapes.items()}
   steps = [draw() for _ in range(7)]
-  tx = make_optimizer(make_cfg("soap"), HPARAMS, kinds, axes, ONES)
+  tx = make_optimizer(make_cfg("soap"), HPARAMS, kinds, axes, Multipliers(ONES))
   w = {k: jnp.zeros(s) for k, s in shapes.items()}
   state, update = tx.init(w), jax.jit(tx.update)
   for number, g in enumerate(steps):
@@ -170,7 +170,7 @@ def test_prodigy_equals_its_algorithm_and_says_which_rate_it_found():
   """
   hparams = HPARAMS.replace(peak_lr=np.float32(1.0), warmup_steps=np.int32(4))
   cfg, n = make_cfg("prodigy"), 40
-  tx = make_optimizer(cfg, hparams, KINDS, AXES, ONES)
+  tx = make_optimizer(cfg, hparams, KINDS, AXES, Multipliers(ONES))
   steady = normal_tree(1)
   gradients = [
     {k: g + np.float32(0.1) * noise[k] for k, g in steady.items()}
@@ -205,7 +205,7 @@ def test_schedule_free_equals_its_algorithm_and_evaluates_the_average():
   decay, n = 0.1, 6
   hparams = HPARAMS.replace(weight_decay=np.float32(decay), warmup_steps=np.int32(3))
   cfg = make_cfg("schedule_free", decay_coupling="coupled")
-  tx = make_optimizer(cfg, hparams, KINDS, AXES, ONES)
+  tx = make_optimizer(cfg, hparams, KINDS, AXES, Multipliers(ONES))
   params = jax.tree.map(jnp.asarray, normal_tree(0))
   state, update = tx.init(params), jax.jit(tx.update)
   y = {k: w.astype(np.float64) for k, w in normal_tree(0).items()}
@@ -243,7 +243,7 @@ def test_a_cautious_update_leaves_out_what_goes_against_the_gradient(name):
   """The last of four updates, beside that of the plain optimizer on the same gradients."""
   directions = {}
   for careful in (False, True):
-    tx = make_optimizer(make_cfg(name, cautious=careful), HPARAMS, KINDS, AXES, ONES)
+    tx = make_optimizer(make_cfg(name, cautious=careful), HPARAMS, KINDS, AXES, Multipliers(ONES))
     state, update = tx.init(normal_tree(0)), jax.jit(tx.update)
     for step in range(4):
       updates, state = update(normal_tree(step + 1), state, normal_tree(0))
@@ -281,7 +281,9 @@ def test_hyperball_keeps_the_norms_of_hidden_matrices_and_of_their_updates(name)
 
 
 def test_hyperball_spares_matrices_of_zeros_and_frozen_ones():
-  tx = make_optimizer(make_cfg(hyperball=True, groups=("out:frozen",)), HPARAMS, KINDS, AXES, ONES)
+  tx = make_optimizer(
+    make_cfg(hyperball=True, groups=("out:frozen",)), HPARAMS, KINDS, AXES, Multipliers(ONES)
+  )
   params = normal_tree(0) | {"query": np.zeros((3, 8, 2, 5), np.float32)}
   updates, _ = jax.jit(tx.update)(normal_tree(1), tx.init(params), params)
   g = normal_tree(1)["query"]
@@ -360,7 +362,7 @@ def test_low_bits_are_for_running_means_alone():
     HPARAMS,
     {"w": "hidden"},
     {"w": ("embed", "mlp")},
-    ONES,
+    Multipliers(ONES),
   )
   state = tx.init({"w": jnp.zeros((80, 64))})
   kinds = {

@@ -22,6 +22,7 @@ from lm.hf.architectures import (
   Architecture,
 )
 from lm.models.layers import biased, local_layers
+from lm.models.parameterization import scales_depth
 from lm.models.transformer_config import BIASED, TransformerConfig, check_fields
 
 REMEDY = "convert the model first"
@@ -546,7 +547,10 @@ def _problems(cfg: TransformerConfig, arch: Architecture) -> list[str]:
       wanted[key] = value
   if "embed_scale" in arch.fixed:
     wanted["embed_scale"] = cfg.width**0.5
-  if (cfg.width, cfg.head_dim) == (cfg.base_width, cfg.base_head_dim):
+  at_base = (cfg.width, cfg.head_dim) == (cfg.base_width, cfg.base_head_dim)
+  if scales_depth(cfg.parameterization):
+    at_base = at_base and cfg.depth == cfg.base_depth
+  if at_base:
     del wanted["parameterization"]  # every parameterization is the same model there
   if not cfg.qk_norm:
     wanted.pop("qk_norm_over", None)

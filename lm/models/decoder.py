@@ -19,7 +19,7 @@ from lm.models.attention.forms import choose_form
 from lm.models.experts import LOSSES, ROUTING, Experts
 from lm.models.family import Family, Input
 from lm.models.matmul import matmul
-from lm.models.parameterization import multiplier
+from lm.models.parameterization import branch_multiplier, multiplier
 from lm.models.transformer_config import (
   REMAT_NAMES,
   TransformerConfig,
@@ -89,7 +89,8 @@ class Block(nn.Module):
   model.residual = parallel: x + attention(norm x) + mlp(norm' x) (Wang & Komatsuzaki 2021; Black et
   al. 2022, arXiv:2204.06745 §2.1); shared: the same with one norm. rezero: every f of the layer is
   multiplied by its scalar alpha, which starts at 0, so that the layer starts as the identity
-  (Bachlechner et al. 2020, arXiv:2003.04887 §3 and §5, where norm_position = none).
+  (Bachlechner et al. 2020, arXiv:2003.04887 §3 and §5, where norm_position = none). Under
+  model.parameterization = completep every f is divided by depth / base_depth.
   """
 
   cfg: TransformerConfig
@@ -107,10 +108,11 @@ class Block(nn.Module):
     before = cfg.norm_position in ("pre", "sandwich")
     attn = layers.Attention(cfg, name="attn")
 
-    alpha = 1.0
+    alpha = branch_multiplier(cfg.parameterization, "output", cfg.depth / cfg.base_depth)
     if cfg.residual == "rezero":
       zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("norm",))
-      alpha = jnp.reshape(jnp.asarray(self.param("alpha", zeros, (1,))), ()).astype(x_BLD.dtype)
+      learned = jnp.reshape(jnp.asarray(self.param("alpha", zeros, (1,))), ())
+      alpha = (alpha * learned).astype(x_BLD.dtype)
 
     def norm(name):
       if cfg.norm_position == "none":

@@ -25,7 +25,7 @@ from lm.devices.sharding import (
   gather,
   mesh_ways,
 )
-from lm.models.layers import Linear, Mlp, activate, init_std, normal
+from lm.models.layers import Linear, Mlp, activate, init_std, initial_depth, normal
 from lm.models.transformer_config import GATED, TransformerConfig
 
 LOSSES = "losses"  # the collection that holds what the router adds to the objective
@@ -165,7 +165,7 @@ class ExpertWeights(nn.Module):
     shape = (cfg.experts, size[axes[1]], size[axes[2]])
     std = init_std(cfg, "hidden", shape[1])
     if self.name == "down":
-      std /= math.sqrt(2 * cfg.depth)
+      std /= math.sqrt(2 * initial_depth(cfg))
     kernel_EDF, bias_EF = self.param("kernel", normal(std, axes), shape), None
     if cfg.bias:
       zeros = nn.with_logical_partitioning(nn.initializers.zeros, (axes[0], axes[2]))

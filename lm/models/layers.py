@@ -20,7 +20,7 @@ from jax.ad_checkpoint import checkpoint_name
 from lm.devices.sharding import constrain, on_one_cpu
 from lm.models.attention.forms import attend, attend_cached
 from lm.models.matmul import int8_matmul, matmul
-from lm.models.parameterization import TABLE, multiplier
+from lm.models.parameterization import TABLE, multiplier, scales_depth
 from lm.models.transformer_config import GATED, TransformerConfig, adapter_rank, factor_rank
 
 ACTIVATIONS = {
@@ -103,6 +103,11 @@ def init_std(cfg: TransformerConfig, kind: str, fan_in: int) -> float:
   return base * multiplier(cfg.parameterization, kind, "init", ratio)
 
 
+def initial_depth(cfg: TransformerConfig) -> int:
+  """The depth that branches are initialised for: the base's, where a factor does the rest."""
+  return cfg.base_depth if scales_depth(cfg.parameterization) else cfg.depth
+
+
 def normal(std: float, axes: tuple[str, ...]):
   """Initialiser: normal with this standard deviation, its axes named."""
   return nn.with_logical_partitioning(nn.initializers.normal(std), axes)
@@ -132,7 +137,7 @@ class Linear(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     std = init_std(self.cfg, "hidden", x.shape[-1]) * self.shrink
     if self.residual:
-      std /= math.sqrt(2 * self.cfg.depth)
+      std /= math.sqrt(2 * initial_depth(self.cfg))
     axes, rank = self.axes, factor_rank(self.cfg, x.shape[-1], self.features)
     product = int8_matmul if self.cfg.matmul == "int8" and self.name != "router" else matmul
     if rank is None:

@@ -1,4 +1,4 @@
-"""How initialisation, learning rate and outputs scale with width: one row a kind of weight.
+"""How initialisation, learning rate and outputs scale with width and depth: one row a kind of weight.
 
 Every weight has a kind: `embed` (token and position tables), `hidden` (both sides grow with
 width), `readout` (the output head), `vector` (biases and norm scales). With r = width / base_width,
@@ -10,6 +10,10 @@ mup is table 8 of Yang et al. 2022, arXiv:2203.03466, the form that allows tied 
 as in its rows, 1 / fan_in of the output weights as a multiplier. A tied table is initialised and
 trained as `embed` and multiplied as `readout`, whose other columns agree. Everett et al. 2024,
 arXiv:2407.05872, table 1, for the view of parameterizations as exponents.
+
+completep is table 1 of Dey et al. 2025, arXiv:2505.01618, with alpha = 1: muP's rows, Adam's epsilon and
+coupled weight decay that go with them, and every residual branch divided by depth / base_depth. Its rows are
+Adam's. The learning rate of what is in a branch goes by that ratio to the alpha - 1, which is 1.
 """
 
 from typing import NamedTuple
@@ -20,6 +24,15 @@ class Exponents(NamedTuple):
   lr: float  # of the learning rate, Adam-like optimizers
   sgd_lr: float  # of gradient descent's, whose update is in units of the gradient
   output: float  # of the value that the weight produces
+  eps: float = 0  # of Adam's epsilon
+  decay: float = 0  # of weight decay that is coupled to the learning rate
+
+
+class DepthExponents(NamedTuple):
+  """Powers of depth / base_depth, of residual branches; everything outside of them is as it is."""
+
+  output: float = 0  # of what a branch adds
+  eps: float = 0  # of Adam's epsilon of its weights
 
 
 TABLE = {
@@ -37,14 +50,40 @@ TABLE = {
     "vector": Exponents(0, 0, 1, 0),
     "attention": Exponents(0, 0, 0, -0.5),  # 1/K instead of 1/sqrt(K)
   },
+  "completep": {
+    "embed": Exponents(0, 0, 1, 0, eps=-1),
+    "hidden": Exponents(-0.5, -1, 0, 0, eps=-1, decay=1),
+    "readout": Exponents(0, 0, 1, -1, eps=-1),
+    "vector": Exponents(0, 0, 1, 0, eps=-1),
+    "attention": Exponents(0, 0, 0, -0.5),
+  },
+}
+DEPTH = {
+  "standard": DepthExponents(),
+  "mup": DepthExponents(),
+  "completep": DepthExponents(output=-1, eps=-1),
 }
 
 
 def multiplier(parameterization: str, kind: str, what: str, ratio: float) -> float:
-  """ratio ** exponent, for `what` in "init", "lr", "sgd_lr", "output".
+  """ratio ** exponent, for `what` in "init", "lr", "sgd_lr", "output", "eps", "decay".
 
   >>> multiplier("mup", "hidden", "lr", 4.0)
   0.25
   """
   exponent = getattr(TABLE[parameterization][kind], what)
   return 1.0 if exponent is None else float(ratio) ** exponent
+
+
+def branch_multiplier(parameterization: str, what: str, ratio: float) -> float:
+  """ratio ** exponent of residual branches, for `what` in "output", "eps"; ratio is depth / base_depth.
+
+  >>> branch_multiplier("completep", "output", 4.0)
+  0.25
+  """
+  return float(ratio) ** getattr(DEPTH[parameterization], what)
+
+
+def scales_depth(parameterization: str) -> bool:
+  """Whether anything of it goes by depth."""
+  return any(DEPTH[parameterization])

@@ -54,6 +54,7 @@ class TransformerConfig(ModelConfig):
   dropout: float = field("[0, 1)", "0.1")
   init: str = field(choices=("fan_in", "gpt2"))
   base_head_dim: int | None = field("[1, inf)", "32")
+  base_depth: int = field("[1, inf)", "4", neutral=4)
   scan_layers: bool
   matmul: str = field(choices=("dtype", "int8"), neutral="dtype")
   low_rank: int | None = field("[1, inf)", "64", neutral=None)

@@ -2,21 +2,24 @@
 
     g <- g + l1 sign(W) + l2 W                      matrices only, none that is frozen
     g <- g min(1, clip_norm / |g|)                  |g| over all weights
+    g <- g / c                                      Adam's epsilon times c, as d(g / c, eps) = d(g, c eps)
     d <- OPTIMIZERS[name](g)                        the direction; about 1 per element, save for sgd
     w <- w - m(t) (peak_lr k d + weight_decay W)    decay "independent", matrices only
     w <- w - m(t) peak_lr k (d + weight_decay W)    decay "coupled"
 
-with m(t) from lm.optim.schedules and k the multiplier of the weight's kind (lm.models.parameterization),
-group and layer. Matrices are the weights of kind embed, hidden and readout; biases and norm scales (kind
-vector) are never decayed. optim.cautious and optim.hyperball hold directions and weights back
-(lm.optim.options); "schedule_free" is evaluated at another point than it is trained at
-(lm.optim.schedule_free); with optim.prune some weights are taken out on the way (lm.optim.pruning). The
-state does not depend on any number in Hparams, so one program serves and stacks many runs.
+with m(t) from lm.optim.schedules, k and c the multipliers of the weight's kind (lm.models.parameterization),
+k also of its group and layer; coupled decay has a multiplier of the kind too. Matrices are the weights of
+kind embed, hidden and readout; biases and norm scales (kind vector) are never decayed. optim.cautious and
+optim.hyperball hold directions and weights back (lm.optim.options); "schedule_free" is evaluated at another
+point than it is trained at (lm.optim.schedule_free); with optim.prune some weights are taken out on the way
+(lm.optim.pruning). The state does not depend on any number in Hparams, so one program serves and stacks many
+runs.
 """
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -26,7 +29,7 @@ import optax
 from lm.config.errors import ConfigError, suggest
 from lm.config.hparams import Hparams
 from lm.config.schema import OptimConfig
-from lm.models.parameterization import multiplier
+from lm.models.parameterization import branch_multiplier, multiplier
 from lm.optim.directions import MOMENTS, OPTIMIZERS
 from lm.optim.low_bit import compressed
 from lm.optim.matrices import Tree
@@ -36,6 +39,22 @@ from lm.optim.pruning import are_pruned, pruned
 from lm.optim.schedule_free import schedule_free
 from lm.optim.schedules import lr_multiplier
 
+NONE: Mapping[str, float] = MappingProxyType({})
+
+
+class Multipliers(NamedTuple):
+  """What a parameterization multiplies, by kind of weight; a kind that is not there has 1."""
+
+  lr: Mapping[str, float]
+  eps: Mapping[str, float] = NONE  # of Adam's epsilon
+  decay: Mapping[str, float] = NONE  # of coupled weight decay
+  branch_eps: float = 1.0  # of Adam's epsilon of weights of blocks, of any kind
+
+  def coupled(self, kind: str) -> float:
+    """What peak_lr weight_decay is multiplied by, where decay is coupled."""
+    return self.lr[kind] * self.decay.get(kind, 1.0)
+
+
 # --- the whole update ---------------------------------------------------------------------------
 
 
@@ -44,7 +63,7 @@ def make_optimizer(
   hparams: Hparams,
   kinds: Tree,
   axes: Tree,
-  lr_mults: dict[str, float],
+  mults: Multipliers,
 ) -> optax.GradientTransformationExtraArgs:
   """The update rule at the top of this file. Build it inside the traced step.
 
@@ -54,7 +73,7 @@ def make_optimizer(
     hparams: scalars, traced or not; `init` reads none of them. clip_norm = infinity turns clipping off.
     kinds: "embed", "hidden", "readout" or "vector" for every weight.
     axes: logical axis names of every weight, a tuple of strings (lm.models.trees.param_axes).
-    lr_mults: multiplier of the learning rate for each kind that occurs (`lr_multipliers`).
+    mults: what the parameterization multiplies for each kind that occurs (`multipliers`).
 
   Returns:
     A transformation whose `update(grads, state, params, value=loss)` returns what to add to the
@@ -75,18 +94,19 @@ def make_optimizer(
     )
   groups = read_groups(cfg.groups)
   member = _membership(kinds, groups)
-  rate = _rate(hparams, kinds, lr_mults, groups, member, cfg.layer_decay)
+  rate = _rate(hparams, kinds, mults.lr, groups, member, cfg.layer_decay)
   held = jax.tree.map(
     lambda kind, i: bool(cfg.hyperball) and kind == "hidden" and not (i >= 0 and groups[i].frozen),
     kinds,
     member,
   )
   decayed = jax.tree.map(lambda kind, mine: "vector" if mine else kind, kinds, held)
-  decay = _decay(hparams, decayed, groups, member)
+  coupled = cfg.decay_coupling == "coupled"
+  decay = _decay(hparams, decayed, groups, member, mults.decay if coupled else {})
   schedule = lambda step: lr_multiplier(cfg.schedule, step, hparams)
   if cfg.name == "adam":  # decays in the gradient, below
     steps = (rate,)
-  elif cfg.decay_coupling == "coupled":
+  elif coupled:
     steps = (decay, rate)
   else:
     steps = (rate, decay)
@@ -111,6 +131,7 @@ def make_optimizer(
     *([_without_frozen(groups, member)] if groups else []),
     _penalties(hparams, cfg.name == "adam", kinds, groups, member),
     optax.clip_by_global_norm(hparams.clip_norm),
+    *_epsilons(mults, kinds),
     *last,
   )
   if cfg.name == "schedule_free":
@@ -263,9 +284,21 @@ def layer_multipliers(tree: Tree, decay: float) -> Tree:
   return jax.tree_util.tree_map_with_path(factor, tree)
 
 
-def _decay(hparams, kinds, groups, member):
-  """d + weight_decay W, on matrices only."""
-  if not groups:
+def _epsilons(mults, kinds):
+  """[g / c of the weight's kind and place]; [] where every c is 1."""
+  if {*mults.eps.values(), mults.branch_eps} <= {1.0}:
+    return []
+
+  def scaled(path, g, kind):
+    in_branch = any(re.match(r"blocks?(_|$)", part.key) for part in path)
+    return g / (mults.eps.get(kind, 1.0) * (mults.branch_eps if in_branch else 1.0))
+
+  return [optax.stateless(lambda grads, _: jax.tree_util.tree_map_with_path(scaled, grads, kinds))]
+
+
+def _decay(hparams, kinds, groups, member, mults):
+  """d + weight_decay W, times that of the group and `mults` of the kind, on matrices only."""
+  if not groups and not mults:
     return optax.add_decayed_weights(
       hparams.weight_decay, mask=jax.tree.map(lambda kind: kind != "vector", kinds)
     )
@@ -274,7 +307,7 @@ def _decay(hparams, kinds, groups, member):
     if kind == "vector" or (index >= 0 and groups[index].frozen):
       return d
     factor = 1.0 if index < 0 else groups[index].weight_decay
-    return d + hparams.weight_decay * factor * w
+    return d + hparams.weight_decay * (factor * mults.get(kind, 1.0)) * w
 
   return optax.stateless(lambda d, params: jax.tree.map(decayed, d, params, kinds, member))
 
@@ -329,8 +362,10 @@ def _penalties(hparams, decays, kinds, groups, member):
   )
 
 
-def lr_multipliers(name: str, parameterization: str, ratio: float) -> dict[str, float]:
-  """Learning-rate multiplier for each kind of weight, for optimizer `name`.
+def multipliers(
+  name: str, parameterization: str, ratio: float, depth_ratio: float = 1.0
+) -> Multipliers:
+  """Those of optimizer `name`, at width / base_width = ratio and depth / base_depth = depth_ratio.
 
   The table's `lr` is Adam's, whose update has elements of order 1 and so, aligned with the
   activations, a spectral norm that grows like the width; adafactor, lion, ademamix, adopt and
@@ -340,14 +375,18 @@ def lr_multipliers(name: str, parameterization: str, ratio: float) -> dict[str, 
   Args:
     name: a key of OPTIMIZERS.
     parameterization: a key of lm.models.parameterization.TABLE.
-    ratio: width / base_width.
   """
   kinds = ("embed", "hidden", "readout", "vector")
-  column = "sgd_lr" if name == "sgd" else "lr"
-  mults = {kind: multiplier(parameterization, kind, column, ratio) for kind in kinds}
+
+  def column(what):
+    found = {kind: multiplier(parameterization, kind, what, ratio) for kind in kinds}
+    return found if set(found.values()) != {1.0} else {}
+
+  lr = dict.fromkeys(kinds, 1.0) | column("sgd_lr" if name == "sgd" else "lr")
   if name == "muon":
-    mults["hidden"] **= 0.5
-  return mults
+    lr["hidden"] **= 0.5
+  branch_eps = branch_multiplier(parameterization, "eps", depth_ratio)
+  return Multipliers(lr, column("eps"), column("decay"), branch_eps)
 
 
 def learning_rate(cfg: OptimConfig, hparams: Hparams, step: jax.Array, state: Any) -> jax.Array:
@@ -373,7 +412,7 @@ def decay_share(
   Aitchison 2024, arXiv:2405.13698 §2).
 
   Args:
-    lr_mult: k, the kind's multiplier of the rate.
+    lr_mult: k, the kind's multiplier of the rate, times that of coupled decay.
   """
   rate = hparams.peak_lr * lr_mult if cfg.decay_coupling == "coupled" else 1.0
   return hparams.weight_decay * rate * _fraction(cfg, hparams, step, state)

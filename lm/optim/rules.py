@@ -2,6 +2,7 @@
 
 from lm.config.errors import ConfigError
 from lm.config.schema import Config
+from lm.models.parameterization import scales_depth
 from lm.optim.chain import Group, read_groups
 
 MOMENTUM_FREE = ("adagrad", "adafactor", "schedule_free")  # directions with their gradients' signs
@@ -23,6 +24,11 @@ def check_optimizer(cfg: Config) -> None:
     "soap": _of_soap,
     "ademamix": _of_ademamix,
   }
+  if scales_depth(cfg.model.parameterization) and cfg.optim.name in ("sgd", "adagrad"):
+    raise ConfigError(
+      f"model.parameterization={cfg.model.parameterization}: its rows are of Adam's kin, not of "
+      f"optim.name={cfg.optim.name}; use adamw or mup"
+    )
   if cfg.optim.name in rows:
     _refuse(cfg, f"optim.name={cfg.optim.name}", rows[cfg.optim.name](cfg, groups))
 
@@ -93,11 +99,14 @@ def _of_ademamix(cfg: Config, groups: tuple[Group, ...]):
 
 def _standard(cfg: Config, why: str) -> tuple[str, object, bool, str, str]:
   """A row that is wrong where a parameterization multiplies rates."""
-  name = cfg.model.parameterization
+  name, model = cfg.model.parameterization, cfg.model
+  moved = model.width != model.base_width
+  if scales_depth(name):
+    moved |= model.depth != model.base_depth
   return (
     "model.parameterization",
     name,
-    name != "standard" and cfg.model.width != cfg.model.base_width,
+    name != "standard" and moved,
     why,
     "standard",
   )

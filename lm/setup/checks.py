@@ -13,7 +13,7 @@ from lm.data import curriculum, sources, tokenizers
 from lm.data.augment import refuse_augment
 from lm.data.kinds import KINDS
 from lm.data.sources.readers import fields
-from lm.models.parameterization import TABLE
+from lm.models.parameterization import TABLE, scales_depth
 from lm.models.registry import family_of
 from lm.objectives.registry import objective_of
 from lm.optim.chain import read_groups
@@ -40,6 +40,11 @@ def check(cfg: Config) -> None:
   check_choice("data.tokenizer", cfg.data.tokenizer, tokenizers.CLASSES)
   check_choice("optim.name", cfg.optim.name, OPTIMIZERS)
   check_choice("model.parameterization", cfg.model.parameterization, TABLE)
+  if scales_depth(cfg.model.parameterization) and not hasattr(cfg.model, "base_depth"):
+    raise ConfigError(
+      f"model.parameterization={cfg.model.parameterization}: divides residual branches, which "
+      f"model.family={cfg.model.family} does not let it; use mup or model.family=decoder"
+    )
   _check_data(cfg)
   family_of(cfg.model).check(cfg)
   objective = objective_of(cfg.objective)

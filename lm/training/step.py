@@ -15,12 +15,13 @@ from lm.objectives.objective import Batch, GradFn, LossFn, Sums
 from lm.objectives.registry import objective_of
 from lm.objectives.teacher import split_extra
 from lm.optim.chain import (
+  Multipliers,
   check_groups,
   decay_share,
   decays_hidden,
   learning_rate,
-  lr_multipliers,
   make_optimizer,
+  multipliers,
   read_groups,
   relative_updates,
 )
@@ -125,11 +126,11 @@ def train_step(
   if cfg.train.noise_scale:
     whole, n = jnp.square(metrics["train/grad_norm"]), cfg.train.accumulate
     metrics |= noise_scale.estimates(micro, whole, weight, n)
-  kinds, lr_mults = kinds_of(cfg, axes), multipliers_of(cfg)
+  kinds, mults = kinds_of(cfg, axes), multipliers_of(cfg)
   for kind, ratio in relative_updates(updates, state.params, kinds).items():
     metrics[f"optim/update_{kind}"] = ratio
   if decays_hidden(cfg.optim):
-    share = decay_share(cfg.optim, hparams, state.step, opt_state, lr_mults["hidden"])
+    share = decay_share(cfg.optim, hparams, state.step, opt_state, mults.coupled("hidden"))
     metrics["optim/decay_share"] = share
   if cfg.optim.prune != "none":
     metrics["optim/kept"] = share_kept(opt_state)
@@ -175,10 +176,13 @@ def kinds_of(cfg: Config, axes: Any) -> Any:
   return trees.param_kinds(axes, run_weights(cfg), is_leaf=is_names)
 
 
-def multipliers_of(cfg: Config) -> dict[str, float]:
-  """Learning-rate multiplier of each kind of weight."""
-  ratio = cfg.model.width / cfg.model.base_width
-  return lr_multipliers(cfg.optim.name, cfg.model.parameterization, ratio)
+def multipliers_of(cfg: Config) -> Multipliers:
+  """What the parameterization multiplies for each kind of weight."""
+  model = cfg.model
+  depth_ratio = model.depth / model.base_depth if hasattr(model, "base_depth") else 1.0
+  return multipliers(
+    cfg.optim.name, model.parameterization, model.width / model.base_width, depth_ratio
+  )
 
 
 def check_parameters(cfg: Config, axes: Any) -> None:
