@@ -6,11 +6,11 @@ over depth, and it has one run a setting.
 
 Scientific: model size and training tokens, at five compute budgets a factor of 3.2 apart.
 Nuisance: optim.peak_lr, carried across widths by muP from the sweep `runs(scale="lr")`; seed, three a
-setting at the smallest budget, two at the next ones, one at the two largest.
-Fixed: width 4 times the depth, two heads, bytes as tokens, context 64, 512 bytes a step, linear decay to 0.
-Budget: 5 budgets of 4e9 to 4e11 FLOPs (6ND) x 4 or 5 sizes x 1 to 3 seeds, 3.8e12 in all.
-Not run: of this file --scale lr alone was (best rates 3.2e-2 at 4e9 FLOPs, 2.8e-2 at 4e10, in the grid);
---scale gpu is a plan, too: 1e14 to 1e16 FLOPs, width 64 times the depth.
+setting at the two smallest budgets, two at the next ones, one at the largest.
+Fixed: width 4 times the depth, MLPs 3 times the width, two heads, bytes as tokens, context 64, 512 bytes a
+step, linear decay to 0.
+Budget: 5 budgets of 1e10 to 1e12 FLOPs (6ND) x 5 sizes x 1 to 3 seeds, 9.0e12 in all.
+Not run: --scale gpu is a plan alone: 1e14 to 1e16 FLOPs, width 64 times the depth.
 Done when every slice's best size lies inside the slice, and a straight path of optima is not rejected.
 """
 
@@ -22,9 +22,9 @@ from experiments.sweep.small import SMALL
 claims = chinchilla.claims
 law = {"cpu": "chinchilla", "gpu": "chinchilla"}
 
-BUDGETS = {"cpu": (4e9, 1.3e10, 4e10, 1.3e11, 4e11), "gpu": (1e14, 3.2e14, 1e15, 3.2e15, 1e16)}
-DEPTHS = ((1, 5), (2, 6), (2, 7), (3, 8), (4, 8))  # that each budget is spent on: first, end
-SEEDS = (3, 2, 2, 1, 1)  # of each budget
+BUDGETS = {"cpu": (1e10, 3.2e10, 1e11, 3.2e11, 1e12), "gpu": (1e14, 3.2e14, 1e15, 3.2e15, 1e16)}
+DEPTHS = ((1, 6), (1, 6), (2, 7), (3, 8), (4, 9))  # that each budget is spent on: first, end
+SEEDS = (3, 3, 2, 2, 1)  # of each budget
 RATIO = {"cpu": 4, "gpu": 64}  # width over depth
 RATE = {"cpu": 2.8e-2, "gpu": 4e-3}
 LEARNING_RATES = (4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2)
@@ -46,7 +46,7 @@ GPU = {
 def runs(scale: str = "cpu"):
   """ "lr" is the sweep of the nuisance, at two sizes near the optimum of two budgets."""
   if scale == "lr":
-    for depth, flops in ((2, BUDGETS["cpu"][0]), (5, BUDGETS["cpu"][2])):
+    for depth, flops in ((2, BUDGETS["cpu"][0]), (4, BUDGETS["cpu"][2])):
       for rate in LEARNING_RATES:
         yield _run("cpu", depth, flops, 0, {"optim.peak_lr": rate})
     return
@@ -59,6 +59,7 @@ def runs(scale: str = "cpu"):
 def _run(scale, depth, flops, seed, more=None):
   width = RATIO[scale] * depth
   shape = {"model.width": width, "model.depth": depth, "train.flops": flops, "seed": seed}
+  shape["model.mlp_dim"] = 3 * shape["model.width"]
   shape["model.heads"] = 2 if scale == "cpu" else depth
   settings = SETTINGS | (GPU if scale == "gpu" else {}) | shape | (more or {})
   rate = f",lr={settings['optim.peak_lr']:g}" if more else ""

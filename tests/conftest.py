@@ -4,6 +4,7 @@ import gc
 import os
 import pathlib
 import re
+import types
 
 import pytest
 
@@ -21,6 +22,7 @@ import jax
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+TESTS = str(pathlib.Path(__file__).parent)
 MOST_BYTES = 3 << 30  # that a process of tests keeps from one file to the next
 
 
@@ -46,15 +48,45 @@ MAY_SKIP = (
 )
 
 
-PARITY = re.compile(r"importorskip\(\s*\"(torch|transformers)")
+# Tests that took seconds when they were timed, one a line: `.ci/times --write` makes the list. They are
+# marked slow and timed: left out of `pytest -m "not slow"`, run by CI.
+TIMED = pathlib.Path(__file__).with_name("timed.txt")
 
 
 def pytest_collection_modifyitems(items):
-  """Tests of files that compare with torch or transformers are marked parity."""
-  compares = {path: bool(PARITY.search(path.read_text())) for path in {i.path for i in items}}
+  """Marks tests that ask for torch or transformers parity, and those of timed.txt slow and timed."""
+  timed = set(TIMED.read_text().splitlines()) if TIMED.exists() else set()
   for item in items:
-    if compares[item.path]:
+    fixtures = [d.func for defs in item._fixtureinfo.name2fixturedefs.values() for d in defs]
+    if any(_compares(function, set()) for function in (item.function, *fixtures)):
       item.add_marker("parity")
+    if f"{item.path.stem}::{item.name}" in timed:
+      item.add_marker("slow")
+      item.add_marker("timed")
+
+
+def _compares(function, seen: set) -> bool:
+  """Whether a function, or one of this repository's that it names, asks for torch or transformers."""
+  code = getattr(function, "__code__", None)
+  if code is None or code in seen or not code.co_filename.startswith(TESTS):
+    return False
+  seen.add(code)
+  names, words = _names_and_words(code)
+  if "importorskip" in names and any(w.startswith(("torch", "transformers")) for w in words):
+    return True
+  return any(_compares(function.__globals__.get(name), seen) for name in names)
+
+
+def _names_and_words(code) -> tuple[set[str], set[str]]:
+  """The names that code reads and its strings, with those of the functions inside it."""
+  names, words = set(code.co_names), set()
+  for constant in code.co_consts:
+    if isinstance(constant, str):
+      words.add(constant)
+    elif isinstance(constant, types.CodeType):
+      inner = _names_and_words(constant)
+      names, words = names | inner[0], words | inner[1]
+  return names, words
 
 
 def unexplained(reason: str) -> str | None:

@@ -47,25 +47,56 @@ def test_a_skip_in_ci_is_a_failure_unless_its_reason_is_known(monkeypatch):
   assert unexplained(missing) is None
 
 
-@pytest.mark.parametrize("where", ["module", "test"])
-def test_pytest_fails_where_a_package_is_missing_in_ci(where, pytester_run):
+def test_pytest_fails_where_a_package_is_missing_in_ci(pytester_run):
   line = "pytest.importorskip('no_such_package')"
-  body = f"import pytest\n{line if where == 'module' else ''}\ndef test_it():\n  {line}\n"
-  code, text = pytester_run(body, CI="true")
-  assert code != 0 and "no_such_package" in text and "skipped in CI" in text
-  code, text = pytester_run(body, CI="")
-  assert "1 skipped" in text and "failed" not in text
-  code, text = pytester_run(body, CI="true", TESTS_WITHOUT="no_such_package")
-  assert "1 skipped" in text and "failed" not in text
+  module = f"import pytest\n{line}\ndef test_it():\n  pass\n"
+  test = f"import pytest\ndef test_it():\n  {line}\n"
+  code, text = pytester_run([module, test], "--continue-on-collection-errors", CI="true")
+  assert code != 0 and text.count("skipped in CI, where") >= 2
+  assert "1 failed, 1 error" in text
+  for environment in ({"CI": ""}, {"CI": "true", "TESTS_WITHOUT": "no_such_package"}):
+    code, text = pytester_run([module, test], **environment)
+    assert "2 skipped" in text and "failed" not in text
 
 
-def test_files_that_compare_with_torch_are_parity(pytester_run):
-  body = (
-    "import pytest\ndef test_it():\n  pass\ndef test_other():\n  pytest.importorskip('torch')\n"
-  )
-  chosen = ("-m", "parity", "--collect-only")
-  assert pytester_run(body.replace("'", '"'), *chosen)[1].count("test_it.py::test_") == 2
-  assert pytester_run("def test_it():\n  pass\n", *chosen)[1].count("test_it.py::test_") == 0
+def test_those_that_compare_with_torch_are_parity(pytester_run):
+  """A test that asks for torch itself, through a helper, or through a fixture; not the others of its file."""
+  body = """
+import pytest
+
+def helper():
+  return [pytest.importorskip("torch") for _ in range(1)]
+
+@pytest.fixture
+def model():
+  return pytest.importorskip("transformers.models")
+
+def test_itself():
+  pytest.importorskip("torch")
+
+def test_through_a_helper():
+  assert helper()
+
+def test_through_a_fixture(model):
+  pass
+
+def test_not(tmp_path):
+  pytest.importorskip("pyarrow")
+"""
+  text = pytester_run([body], "-m", "parity", "--collect-only")[1]
+  assert re.findall(r"::test_(\w+)", text) == ["itself", "through_a_helper", "through_a_fixture"]
+
+
+def test_tests_that_were_timed_are_there_and_marked_slow(pytester_run):
+  for line in (ROOT / "tests/timed.txt").read_text().splitlines():
+    file, _, name = line.partition("::")
+    source = (ROOT / f"tests/{file}.py").read_text()
+    assert f"def {name.partition('[')[0]}(" in source, (
+      f"tests/timed.txt: no {line}; .ci/times --write"
+    )
+  body = "def test_a():\n  pass\ndef test_b():\n  pass\n"
+  chosen = pytester_run([body], "-m", "slow and timed", "--collect-only", timed="test_0::test_b\n")
+  assert re.findall(r"::test_(\w+)", chosen[1]) == ["b"]
 
 
 def test_times_are_summed_by_file_and_by_test(tmp_path):
@@ -84,14 +115,17 @@ def test_times_are_summed_by_file_and_by_test(tmp_path):
 
 @pytest.fixture
 def pytester_run(tmp_path):
-  """Runs pytest on a file beside a copy of this folder's conftest.py; (exit code, output)."""
+  """Runs pytest on files beside a copy of this folder's conftest.py; (exit code, output)."""
 
-  def run(body: str, *arguments: str, **environment: str) -> tuple[int, str]:
+  def run(
+    bodies: list[str], *arguments: str, timed: str = "", **environment: str
+  ) -> tuple[int, str]:
     (tmp_path / "conftest.py").write_text((ROOT / "tests/conftest.py").read_text())
-    (tmp_path / "test_it.py").write_text(body)
+    (tmp_path / "timed.txt").write_text(timed)
+    for number, body in enumerate(bodies):
+      (tmp_path / f"test_{number}.py").write_text(body)
     done = subprocess.run(
-      [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *arguments,
-       "test_it.py"],
+      [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *arguments],
       cwd=tmp_path, capture_output=True, text=True, check=False,
       env={**os.environ, "TESTS_WITHOUT": "", **environment},
     )  # fmt: skip

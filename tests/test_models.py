@@ -211,9 +211,13 @@ def test_init_scale_multiplies_matrices_only():
   np.testing.assert_array_equal(two["final_norm"]["scale"], one["final_norm"]["scale"])
 
 
+@functools.cache
+def initial(cfg):
+  return init(make_model(cfg))
+
+
 def spread(cfg, *path):
-  params = init(make_model(cfg))
-  return float(functools.reduce(lambda tree, key: tree[key], path, params).std())
+  return float(functools.reduce(lambda tree, key: tree[key], path, initial(cfg)).std())
 
 
 @pytest.mark.parametrize("width", [64, 256])

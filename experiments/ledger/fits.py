@@ -80,7 +80,7 @@ def settings(options) -> dict[str, object]:
   given["on"] = split("on")
   given["points"] = [_numbers("point", text) for text in options.point] or None
   given["fixed"] = _once("fix", [p for text in options.fix for p in _numbers("fix", text).items()])
-  given["tied"] = [tuple(text.split("=")) for text in options.tie] or None
+  given["tied"] = [_tied(text) for text in options.tie] or None
   given["weighted"] = False if options.unweighted else None
   dropped = {
     "drop_highest_loss": options.drop_highest,
@@ -90,6 +90,14 @@ def settings(options) -> dict[str, object]:
   dropped = {k: v for k, v in dropped.items() if v is not None}
   given["outliers"] = laws.Outliers(**dropped) if dropped else None
   return {k: v for k, v in given.items() if v is not None}
+
+
+def _tied(text: str) -> tuple[str, ...]:
+  """The names of alpha=beta."""
+  names = tuple(name.strip() for name in text.split("="))
+  if len(names) < 2 or not all(names):
+    raise ConfigError(f"tie={text}: must be names joined by =; for example --tie alpha=beta")
+  return names
 
 
 def column_names(options) -> dict[str, str]:
