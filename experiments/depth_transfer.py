@@ -8,12 +8,16 @@ Nuisance: optim.peak_lr, five rates a factor of 2 apart; seed, two.
 Fixed: experiments/sweep/small.py at width 32, the base of both; 400 steps of 512 bytes. At the base depth
 both are one model, which is trained once.
 Budget: (3 x 2 + 1) x 5 x 2 = 70 runs, 1.0e13 FLOPs (6ND) in all.
+Answer (experiments/results/depth_transfer/ledger.jsonl, 11 minutes on 2 busy cores): over a factor of 8 in
+depth the best rate falls hardly less under CompleteP, depth^-0.17 [-0.30, -0.05], than under muP, depth^-0.22
+[-0.45, 0.02], whose last matrices are initialised at 1 / sqrt(2 depth) here; but at depth 16 CompleteP ends lower:
+python -m experiments report depth_transfer --ledger experiments/results/depth_transfer/ledger.jsonl
 Done when every best rate lies inside the grid.
 """
 
 import numpy as np
 
-from experiments.lr_sweep import best_rate, shift_of
+from experiments.lr_sweep import best_rate, mean_estimate, shift_of
 from experiments.report.claims import Claim
 from experiments.sweep import Run
 from experiments.sweep.small import SMALL
@@ -23,6 +27,7 @@ DEPTHS = {"cpu": (2, 4, 8, 16), "gpu": (2, 4, 8, 16, 32)}
 RATES = (4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2)
 SEEDS = (0, 1)
 SHIFT = "d log2(best lr) / d log2(depth), {}"
+GAIN = "loss of completep less mup's at the largest depth, each at its best rate (nats/token)"
 DEY = "Dey et al. 2025, arXiv:2505.01618"
 claims = (
   Claim(SHIFT.format("completep"), 0.0, f"{DEY}, figure 3: the optimum is stable", tolerance=0.1),
@@ -65,4 +70,9 @@ def analyse(ledger):
   for parameterization in ("completep", "mup"):
     mine = [b for b in best if parameterization == b["parameterization"] or b["depth"] == first]
     found[SHIFT.format(parameterization)] = shift_of(mine, "depth")
+  deepest = [b for b in best if b["depth"] == max(b["depth"] for b in best)]
+  loss = {(b["parameterization"], b["seed"]): b["loss"] for b in deepest}
+  pairs = [(loss["completep", s], loss["mup", s]) for s in SEEDS if ("mup", s) in loss]
+  if pairs:
+    found[GAIN] = mean_estimate(np.array([a - b for a, b in pairs]))
   return {**found, "best rates": best}
