@@ -10,7 +10,7 @@ both are one model, which is trained once.
 Budget: (3 x 2 + 1) x 5 x 2 = 70 runs, 1.0e13 FLOPs (6ND) in all.
 Answer (experiments/results/depth_transfer/ledger.jsonl, 11 minutes on 2 busy cores): over a factor of 8 in
 depth the best rate falls hardly less under CompleteP, depth^-0.17 [-0.30, -0.05], than under muP, depth^-0.22
-[-0.45, 0.02], whose last matrices are started at 1 / sqrt(2 depth) here; but CompleteP ends lower at depth 16:
+[-0.45, 0.02], where last matrices start at 1 / sqrt(2 depth); but CompleteP ends lower at depth 16:
 python -m experiments report depth_transfer --ledger experiments/results/depth_transfer/ledger.jsonl
 Done when every best rate lies inside the grid.
 """

@@ -5,8 +5,9 @@ without what was open to doubt there: its budgets span a factor of 10, its sizes
 over depth, and it has one run a setting.
 
 Scientific: model size and training tokens, at five compute budgets a factor of 3.2 apart.
-Nuisance: optim.peak_lr, carried across widths by muP from the sweep `runs(scale="lr")`; seed, three a
-setting at the two smallest budgets, two at the next ones, one at the largest.
+Nuisance: optim.peak_lr, a power of depth through the best rates of the sweep --scale lr, 3.6e-2 at depth 2
+and 1e10 FLOPs, 2.0e-2 at depth 4 and 1e11 (muP holds it over widths, not over depths); seed, three a setting
+at the two smallest budgets, two at the next ones, one at the largest.
 Fixed: width 4 times the depth, MLPs 3 times the width, two heads, bytes as tokens, context 64, 512 bytes a
 step, linear decay to 0.
 Budget: 5 budgets of 1e10 to 1e12 FLOPs (6ND) x 5 sizes x 1 to 3 seeds, 9.0e12 in all.
@@ -26,14 +27,14 @@ BUDGETS = {"cpu": (1e10, 3.2e10, 1e11, 3.2e11, 1e12), "gpu": (1e14, 3.2e14, 1e15
 DEPTHS = ((1, 6), (1, 6), (2, 7), (3, 8), (4, 9))  # that each budget is spent on: first, end
 SEEDS = (3, 3, 2, 2, 1)  # of each budget
 RATIO = {"cpu": 4, "gpu": 64}  # width over depth
-RATE = {"cpu": 2.8e-2, "gpu": 4e-3}
+RATE = {"cpu": 2.0e-2, "gpu": 4e-3}  # at depth 4, at any
+RATE_EXPONENT = -0.85  # in depth, of "cpu"
 LEARNING_RATES = (4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2)
 SETTINGS = SMALL | {
   "model.parameterization": "mup",
   "model.base_width": 16,
   "model.base_head_dim": 8,
   "optim.schedule": "linear",
-  "optim.peak_lr": RATE["cpu"],
   "train.flops_convention": "6ND",
   "eval.every_steps": 1_000_000,  # at the end alone
 }
@@ -61,6 +62,8 @@ def _run(scale, depth, flops, seed, more=None):
   shape = {"model.width": width, "model.depth": depth, "train.flops": flops, "seed": seed}
   shape["model.mlp_dim"] = 3 * shape["model.width"]
   shape["model.heads"] = 2 if scale == "cpu" else depth
+  if scale == "cpu":
+    shape["optim.peak_lr"] = round(RATE["cpu"] * (depth / 4) ** RATE_EXPONENT, 4)
   settings = SETTINGS | (GPU if scale == "gpu" else {}) | shape | (more or {})
   rate = f",lr={settings['optim.peak_lr']:g}" if more else ""
   return Run(f"flops={flops:.1e},width={width},seed={seed}{rate}".replace("+", ""), settings)
