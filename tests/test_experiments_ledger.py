@@ -215,6 +215,9 @@ def test_filters_compare_numbers_as_numbers_and_text_as_text(root):
   assert count("optim.peak_lr=0.5e0") == 1
   assert count("optim.warmup_tokens=none") == 6
   assert count("model.tied_embeddings=true") == 6
+  assert count("seed==1") == count("seed=1") == count("seed='1'")
+  assert count("seed=0 OR seed=1") == 6 and count("seed=0 AND model.width=32") == 3
+  assert count("NOT status=done") == 2 and count("reason=None") == 5
   assert all_runs.done().where("loss<2.55").column("name") == ["width=128,seed=0"]
 
 
@@ -236,8 +239,17 @@ def test_sorting_puts_rows_without_the_key_last(root):
 @pytest.mark.parametrize(
   ("act", "words"),
   [
-    (lambda run: run.where("model.widht=3"), "column=model.widht: no such column; did you mean model.width?"),
-    (lambda run: run.where("model.width"), "must be KEY followed by = != < <= > >= or ~ and a value"),
+    (lambda run: run.where("model.widht=3"), "where='model.widht': "),
+    (lambda run: run.where("model.width"), "must be COLUMN=TEXT"),
+    (lambda run: run.where("name~["), "is no regular expression"),
+    (lambda run: run.where("n_params<abc"), "n_params < needs a number, and 'abc' is none"),
+    (lambda run: run.where("model.width=wide"), "model.width = needs a number, and 'wide' is none"),
+    (lambda run: run.where("status<done"), "status < needs a number"),
+    (lambda run: run.where("curve=3"), "where='curve'"),
+    (lambda run: run.groups("curve"), "group_by=curve: no such column"),
+    (lambda run: run.sort("los"), "sort=los: no such column; did you mean loss?"),
+    (lambda run: run.summary("model.width", value="name"), "value=name: no run has a number there"),
+    (lambda run: run.summary("model.width", value="nosuch"), "value=nosuch: no such column"),
     (lambda run: run.column("los"), "column=los: no such column; did you mean loss?"),
     (lambda run: run.columns("reason"), "run bad has no number there"),
     (lambda run: ledger.export(run, "x.xls"), "export=x.xls: must end in .jsonl, .csv or .parquet"),

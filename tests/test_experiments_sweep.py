@@ -170,7 +170,13 @@ def test_the_same_words_give_the_same_name_and_others_another():
     (lambda: halving.parse_halving("3"), "halving=3: must be ETA:RUNGS"),
     (lambda: halving.parse_halving("1:3"), "eta must be at least 2"),
     (lambda: search.sweep_from_text(SMOKE, [], ["x", "seed=int:0..9"]), "must be a number of draws"),
-    (lambda: search.sweep_from_text(SMOKE, ["seed=0,1"], ["2", "seed=int:0..9"]), "is in a grid too"),
+    (lambda: search.sweep_from_text(SMOKE, ["seed=0,1"], ["2", "seed=int:0..9"]), "is in a grid or"),
+    (lambda: search.sweep_from_text(SMOKE, ["seed=0,1", "seed=2,3"]), "grid=seed: is given twice"),
+    (lambda: search.sweep_from_text(SMOKE, ["seed=0,1"], fixed={"seed": "3"}), "set=seed: is in a grid too"),
+    (lambda: search.sweep_from_text(SMOKE, [], ["2", *["seed=int:0..9"] * 2]), "random=seed: is given twice"),
+    (lambda: search.sweep_from_text(SMOKE, [], ["9", "seed=int:0..1"]), "draws a setting twice"),
+    (lambda: search.parse_axis("optim.peak_lr=1e-3,0.001"), "values must differ"),
+    (lambda: search.parse_axis("seed=,"), "must be key=value,value"),
     (lambda: search.sweep_from_text(SMOKE, name="../a"), "save_as=../a: a name is a folder"),
     (lambda: search.sweep_from_text(SMOKE, name="lr_sweep"), "is the name of an experiment file"),
     (lambda: sweep.load("lr_swep"), "no such experiment; did you mean lr_sweep?"),
@@ -254,7 +260,7 @@ def test_help_ends_in_an_example_that_the_parser_accepts(name, capsys):
     ),
     (["show", "nowhere"], "root=nowhere: no such directory"),
     (["fit", "--csv", "nowhere.csv"], "csv=nowhere.csv: no such file"),
-    (["status", "lr_sweep", "--where", "x"], "where=x: must be KEY followed by"),
+    (["status", "lr_sweep", "--where", "x"], "where=x: no condition at 'x'; must be COLUMN=TEXT"),
   ],
 )
 def test_bad_commands_raise_one_line(words, line, tmp_path, monkeypatch):

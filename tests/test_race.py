@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments.commands import command_line as cli
-from experiments.commands import which
+from experiments.commands import racing, which
 from experiments.laws import multiplier as multipliers
 from experiments.ledger.ledger import Ledger
 from experiments.race import Recipe, judge, recipes
@@ -248,6 +248,7 @@ def test_a_race_that_cannot_see_the_difference_is_refused():
   enough = powers.seeds_for(noise, 0.01)
   assert f"use --seeds {enough}" in refused[0] and "show a difference" in said[0]
   assert powers.words(noise, enough, 0.01)[1] == []
+  assert "1 seed a budget shows" in powers.words(noise, 1, None)[0][0]
   assert powers.words(None, 2, 0.01)[1] and not powers.words(None, 2, None)[1]
   assert math.sqrt(enough) * 0.01 == pytest.approx(2.80 * 0.02, rel=0.05)  # z(.975) + z(.8)
 
@@ -279,6 +280,101 @@ def test_recipes_are_read_from_words():
     recipes.read_recipe("optim.nam=x")
   with pytest.raises(ConfigError, match="is neither KEY=VALUE nor a config file"):
     recipes.read_recipe("a: whatever")
+  with pytest.raises(ConfigError, match=r"a blank follows the colon.*write 'b: optim.name=muon'"):
+    recipes.read_recipe("b:optim.name=muon")
+  with pytest.raises(ConfigError, match=r"sets optim.peak_lr twice"):
+    recipes.read_recipe("b: optim.peak_lr=1 optim.peak_lr=2")
+  with pytest.raises(ConfigError, match="names two configs"):
+    recipes.read_recipe(f"b: {SMOKE} configs/gpt2.py:124m")
+  quoted = recipes.read_recipe("b: data.sources='text:/my data/x.txt'")
+  assert quoted.overrides == {"data.sources": "text:/my data/x.txt"}
+  with pytest.raises(ConfigError, match="no closing quotation"):
+    recipes.read_recipe("b: data.sources='text:x")
+
+
+@pytest.mark.parametrize(
+  ("ladder", "said"),
+  [
+    (["--budgets", "seed=1,2"], "rung=seed: every budget has the same seeds"),
+    (["--rung", ""], "rung=: sets nothing"),
+    (["--rung", "train.steps=10 train.steps=20"], "sets train.steps twice"),
+    (["--rung", "train.steps=10", "--rung", "train.tokens=5000"], "a@0 and a@1 are both of"),
+    (["--budgets", "optim.peak_lr=1e-3,1e-2"], "are both of .* let every budget"),
+    (["--budgets", "train.steps=,"], "must be key=value,value"),
+  ],
+)
+def test_a_ladder_has_budgets_that_differ_in_compute(ladder, said, tmp_path):
+  with pytest.raises(ConfigError, match=said):
+    run_race(*WORDS[:2], *ladder, "--root", str(tmp_path), "--plan")
+
+
+@pytest.mark.parametrize(
+  ("recipe", "said"),
+  [
+    ("b: train.tokens=5000", "train.tokens=5000: is set by the recipe b and by the ladder"),
+    (f"b: {SMOKE} data.tokenizer=char", "data.tokenizer=char: b@0,seed=0 is evaluated on other tokens"),
+    (f"b: {SMOKE} eval.tokens=8192", "eval.tokens=8192: b@0,seed=0 is evaluated on other tokens"),
+  ],
+)  # fmt: skip
+def test_recipes_share_budgets_and_evaluation(recipe, said, tmp_path):
+  with pytest.raises(ConfigError, match=said):
+    run_race(WORDS[0], recipe, *WORDS[2:], "--root", str(tmp_path), "--plan")
+
+
+def test_losses_on_different_tokens_and_an_e_above_a_loss_are_not_judged():
+  rows = list(simulated_ledger())
+  mixed = [{**r, "eval_fingerprint": r["name"][0]} for r in rows]
+  with pytest.raises(ConfigError, match="evaluated on different tokens"):
+    judge(Ledger(tuple(mixed)))
+  with pytest.raises(ConfigError, match="pin=9: must be below every loss"):
+    judge(Ledger(tuple(rows)), pin=9.0)
+  bare = [{k: v for k, v in r.items() if k != "flops_exact"} for r in rows]
+  with pytest.raises(ConfigError, match="flops=flops_exact: run a@0,seed=0 has no number"):
+    judge(Ledger(tuple(bare)), flops="flops_exact")
+
+
+def test_nothing_that_a_race_is_told_is_ignored(tmp_path):
+  which.save_race(tmp_path / "race", saved_race())
+  root = ("--root", str(tmp_path))
+  for words, said in (
+    (("race", *root, "--save_as", "other"), "save_as=other: race has its name"),
+    (("race", *root, "--seeds", "1"), "seeds=1: race has 2 already"),
+    (("x", *root, "--budgets", "train.steps=1,2"), "race=.*: x is neither"),
+    ((f"a: {SMOKE}", *root, "--budgets", "train.steps=1,2"), "race=a: needs two recipes"),
+    (("--ledger", "x.jsonl", "--see", "3"), "ledger=x.jsonl: is judged as it is.*leave out see"),
+    (("race", "--ledger", "x.jsonl"), "leave out recipes"),
+    ((*WORDS, *root, "--plan", "--noise_from", "/nowhere"), "noise_from=/nowhere: no such"),
+    ((*WORDS, *root, "--plan", "--on", "nosuch"), "on=nosuch: is no back end"),
+    ((*WORDS, *root, "--plan", "--mfu", "0.3"), "mfu=0.3: is a chip's"),
+    ((*WORDS, *root, "--plan", "--workers", "0"), "workers=0: must be at least 1"),
+  ):
+    with pytest.raises(ConfigError, match=said):
+      run_race(*words)
+
+
+def test_a_saved_race_is_lengthened_and_its_settings_are_taken_back(tmp_path, capsys):
+  spec = saved_race()
+  spec["settings"] |= {"pin": 2.0, "at": [1e12], "flops": "flops_exact"}
+  which.save_race(tmp_path / "race", spec)
+  words = ("race", "--root", str(tmp_path), "--plan", "--json")
+  assert run_race(*words, "--budgets", "train.steps=20,40,80,160") == 0
+  assert len(json.loads(capsys.readouterr().out)["runs"]) == 16
+  read = lambda *more: racing._described(cli.make_parser("").parse_args(["race", *words, *more]))
+  assert read()[1]["settings"]["pin"] == 2.0
+  found = read("--pin", "None", "--at", "None", "--flops", "flops", "--target", "3")[1]["settings"]
+  assert found == racing.JUDGED | {"target": 3.0}
+
+
+def test_words_that_the_runs_there_do_not_meet_are_not_saved(tmp_path):
+  folder = tmp_path / "race"
+  changes = {"train.steps": 20, "seed": 0, "optim.name": "lion"}
+  fake_run(folder / "b@0,seed=0", changes, loss=3.0)
+  with pytest.raises(
+    ConfigError, match=r"save_as=race: .*b@0,seed=0 was trained with optim.peak_lr"
+  ):
+    spec = saved_race()
+    which.save_race(folder, {**spec, "recipes": [WORDS[0], f"{WORDS[1]} optim.peak_lr=7"]})
+  assert not (folder / "sweep.json").exists()
 
 
 def test_runs_share_seeds_and_budgets_and_a_rung_unsets_the_configs_budget():
@@ -321,6 +417,7 @@ def test_the_plan_shows_power_and_refuses(tmp_path, capsys):
     ("--at abc", "at=abc: must be finite numbers"),
     ("--at 1e18,-1", "at=-1: must be > 0"),
     ("--pin nan", "pin=nan: must be a loss, finite"),
+    ("--pin -3", "pin=-3.0: must be a loss, finite and not below 0"),
     ("--target inf", "target=inf: must be a loss, finite"),
     ("--see -1", "see=-1.0: must be greater than 0"),
     ("--noise 0", "noise=0.0: must be greater than 0"),

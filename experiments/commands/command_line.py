@@ -4,7 +4,7 @@ import argparse
 import functools
 from collections.abc import Callable
 
-from experiments.commands import commands, racing, wandb_commands
+from experiments.commands import commands, racing, status, wandb_commands
 from experiments.launch.backends import BACKENDS, words_help
 from experiments.laws.curves import METHODS
 from lm.config.command_line import Parser
@@ -76,7 +76,7 @@ def _rows(command: Parser) -> None:
   command.add_argument("--ledger", help="an exported ledger (.jsonl) instead of run directories")
   command.add_argument(
     "--where", action="append", default=[], metavar="COND",
-    help="filter: KEY=VALUE, also < > ~ !=; for a --csv also AND, OR, NOT and brackets",
+    help="filter: KEY=VALUE, also < > ~ !=, AND, OR, NOT and brackets",
   )  # fmt: skip
 
 
@@ -93,13 +93,24 @@ def _workers(command: Parser) -> None:
 
 
 def _plan(command: Parser) -> None:
-  command.add_argument("--chip", help="predict for a chip of lm/chips.py, for example v5e")
+  _speed(command, "auto")
+  command.add_argument("--design", type=float, metavar="FLOPS", help="propose a grid for a budget")
+
+
+def _speed(command: Parser, probe: str) -> None:
+  command.add_argument("--chip", help="plan: for a chip of lm/devices/chips.py, for example v5e")
   command.add_argument("--mfu", type=float, help="its utilisation, exact convention (default 0.4)")
   command.add_argument(
-    "--probe", default="auto", choices=("auto", "again", "never"),
-    help="measure this machine's speed: where it is not known | anew | never (no times)",
+    "--probe", default=probe, choices=("auto", "again", "never"),
+    help=f"plan: measure this machine's speed: where it is not known | anew | never (default {probe})",
   )  # fmt: skip
-  command.add_argument("--design", type=float, metavar="FLOPS", help="propose a grid for a budget")
+
+
+def _or_none(kind: Callable) -> Callable:
+  """The type of an option that takes None, too."""
+  read = lambda text: None if text == "None" else kind(text)
+  read.__name__ = kind.__name__  # argparse names it
+  return read
 
 
 def _run(command: Parser) -> None:
@@ -143,16 +154,18 @@ def _race(command: Parser) -> None:
   command.add_argument("--ledger", help="judge an exported ledger (.jsonl); nothing is trained")
   command.add_argument("--plan", action="store_true", help="what it will cost and can show; no run")
   command.add_argument("--see", type=float, metavar="NATS", help="refuse what cannot show this")
-  command.add_argument("--noise", type=float, metavar="NATS", help="standard deviation of seeds")
   command.add_argument("--noise_from", metavar="LEDGER", help="runs or ledger to take it from")
-  command.add_argument("--baseline", metavar="NAME", help="recipe to compare with (default first)")
-  command.add_argument("--at", metavar="FLOPS,..", help="larger budgets to predict m at")
-  command.add_argument("--pin", type=float, metavar="E", help="irreducible loss, if it is known")
-  command.add_argument("--flops", default="flops", help="column of compute, as flops_exact")
-  command.add_argument("--target", type=float, metavar="LOSS", help="test whether means are below")
-  command.add_argument("--chip", help=argparse.SUPPRESS)
-  command.add_argument("--mfu", type=float, help=argparse.SUPPRESS)
-  command.add_argument("--probe", default="never", help=argparse.SUPPRESS)
+  judged = functools.partial(command.add_argument, default=argparse.SUPPRESS)
+  judged("--noise", type=_or_none(float), metavar="NATS",
+         help="standard deviation of seeds; kept, as the next five, until None undoes it")  # fmt: skip
+  judged("--baseline", type=_or_none(str), metavar="NAME",
+         help="recipe to compare with (default first)")  # fmt: skip
+  judged("--at", type=_or_none(str), metavar="FLOPS,..", help="other budgets to predict m at")
+  judged("--pin", type=_or_none(float), metavar="E", help="irreducible loss, if it is known")
+  judged("--flops", type=_or_none(str), metavar="COLUMN",
+         help="column of compute (default flops), as flops_exact")  # fmt: skip
+  judged("--target", type=_or_none(float), metavar="LOSS", help="test whether means are below")
+  _speed(command, "never")
   command.add_argument("--retry", action="store_true", help="start failed runs once more")
   command.add_argument("--force", action="store_true", help="run what the plan refuses")
 
@@ -165,7 +178,7 @@ def _status(command: Parser) -> None:
   command.add_argument("--sort", metavar="KEY", help="smallest first")
   command.add_argument("--reverse", action="store_true", help="--sort largest first")
   command.add_argument("--group_by", metavar="KEYS", help="mean, std and best of the done runs")
-  command.add_argument("--value", default="loss", help="what --group_by averages")
+  command.add_argument("--value", metavar="KEY", help="what --group_by averages (default loss)")
   command.add_argument(
     "--noise", action="store_true", help="the noise of seeds, pooled over settings"
   )
@@ -331,7 +344,12 @@ def _board(command: Parser) -> None:
   command.add_argument("--root", default="runs", help="where to look for runs (path or URL)")
   command.add_argument("--out", default="board.html", help="page to write")
   command.add_argument(
-    "--serve", type=int, nargs="?", const=8000, metavar="PORT", help="refreshing"
+    "--serve",
+    type=int,
+    nargs="?",
+    const=8000,
+    metavar="PORT",
+    help="serve it on this machine instead, refreshing (default port 8000; 0: any free one)",
   )
 
 
@@ -348,7 +366,7 @@ COMMANDS: dict[str, tuple[Callable, str, str, tuple[Callable, ...]]] = {
            f"{ME} plan lr_sweep --chip v5e --mfu 0.4", (_which, _workers, _branch, _plan)),
   "run": (commands.run, "Train what is missing; Ctrl-C leaves all resumable",
           f"{ME} run {SWEEP}", (_which, _workers, _branch, _run)),
-  "status": (commands.status, "The ledger of an experiment's runs: filter, group, export",
+  "status": (status.status, "The ledger of an experiment's runs: filter, group, export",
              f"{ME} status lr_sweep {LEDGER} --group_by model.width",
              (_which, _rows, _status)),
   "fit": (commands.fit, "Fit an experiment's laws, or a law to any table",

@@ -1,6 +1,7 @@
 """The commands of `python -m experiments`: what each does and prints."""
 
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -70,8 +71,10 @@ def show_plan(
     branches = _branches(experiment, members)
     members, notes = branches.members, [*notes, branches.words()]
   slots = [places.Slot({}, None)]
+  _check_speed(options)
   if options.chip:
-    speed = throughput.from_chip(options.chip, options.mfu or 0.4, members[0].cfg.model.dtype)
+    mfu = 0.4 if options.mfu is None else options.mfu
+    speed = throughput.from_chip(options.chip, mfu, members[0].cfg.model.dtype)
   elif options.probe == "never":
     speed = None
   else:
@@ -100,6 +103,23 @@ def show_plan(
   return 2 if refusals else 0
 
 
+def _check_speed(options) -> None:
+  """ConfigError for an option of `plan` that is none, or would do nothing beside the others."""
+  from experiments.launch import backends
+
+  backends.find(options.on, options.with_)
+  _check_workers(options)
+  if options.mfu is not None and not options.chip:
+    raise ConfigError(f"mfu={options.mfu}: is a chip's; name it with --chip, for example v5e")
+
+
+def _check_workers(options) -> None:
+  for key in ("workers", "stack"):
+    value = getattr(options, key)
+    if value is not None and value < 1:
+      raise ConfigError(f"{key}={value}: must be at least 1; leave it out to use what fits")
+
+
 def run(options) -> int:
   return train(options, select(options))
 
@@ -109,6 +129,7 @@ def train(options, experiment: sweep.Experiment, quiet: bool = False) -> int:
   from experiments.launch import loop
   from experiments.report import live
 
+  _check_workers(options)
   folder = folder_of(options, experiment)
   members = sweep.resolve_runs(experiment.runs, folder)
   for member in members:
@@ -119,6 +140,8 @@ def train(options, experiment: sweep.Experiment, quiet: bool = False) -> int:
   backend = _backend(options, experiment, members)
   if _is_remote(options):
     return _run_remote(options, experiment, members, backend)
+  if options.detach and backend.stays:
+    raise ConfigError(f"detach=True: runs of --on {options.on} end with this command; leave it out")
   wanted, begin = lambda rows: members, lambda member: None
   if experiment.halving:
     rungs = halvings.Rungs(members, experiment.halving)
@@ -166,47 +189,12 @@ def train(options, experiment: sweep.Experiment, quiet: bool = False) -> int:
   elif options.json:
     print_json({"runs": list(rows.values()), "interrupted": interrupted})
   else:
-    _print_runs(list(rows.values()))
+    print_runs(list(rows.values()))
     print(_advice(options, experiment, rows))
   if interrupted:
     return 130
   well = ("done", "queued", "running") if options.detach else ("done",)
   return int(any(row["status"] not in well for row in rows.values()))
-
-
-def status(options) -> None:
-  rows = _standing(options, collect(options)).where(*options.where)
-  if options.sort:
-    rows = rows.sort(options.sort, options.reverse)
-  if options.export:
-    ledgers.export(rows, options.export)
-    print(f"{len(rows)} runs written to {options.export}", file=sys.stderr)
-  if options.noise:
-    from experiments.ledger import compare as comparing
-
-    facts = comparing.noise_facts(list(rows.done()))
-    if options.json:
-      print_json(facts)
-    else:
-      tables.show([{"what": k, "value": v} for k, v in facts.items()], ("what", "value"))
-    return
-  if options.group_by:
-    keys = options.group_by.split(",")
-    grouped = rows.done().summary(*keys, value=options.value)
-    if options.json:
-      print_json(grouped)
-    else:
-      tables.show(grouped, [*keys, "n", "mean", "std", "min", "best"])
-    return
-  if options.json:
-    print_json([{k: v for k, v in row.items() if k != "curve"} for row in rows])
-    return
-  columns = options.columns.split(",") if options.columns else None
-  for column in columns or ():
-    rows.column(column)
-  _print_runs(list(rows), columns)
-  for mismatch in rows.mismatches():
-    print(f"warning: {mismatch}")
 
 
 def fit(options) -> None:
@@ -220,7 +208,7 @@ def fit(options) -> None:
   if not options.mixture:
     fits.check_curves(options, asked)
   if options.mixture:
-    rows = None if options.csv else collect(options).where(*options.where).done()
+    rows = None if options.csv else _where(options).done()
     results = {"mixture": mixture_fits.fit(options, asked, rows)}
   elif options.curves:
     results = {"curves": fits.fit_curves(options.curves, options.predict, options.law)}
@@ -241,7 +229,7 @@ def fit(options) -> None:
   else:
     experiment = select_begun(options)
     fits.refuse_of_files(options)
-    rows = collect(options).where(*options.where).done()
+    rows = _where(options).done()
     if options.law or not experiment.analyse:
       found = fits.fit_ledger(rows, law, names, **plain)
       served = purposes.serve(options, found, asked)
@@ -272,6 +260,7 @@ def report(options) -> None:
     raise ConfigError(f"csv={options.csv}: and --wandb_offline; a page is of one of them")
   if options.style:
     paper.check_style(options.style)
+  check_page(options.out)
   if options.csv or options.wandb_offline:
     out = options.out or "report.html"
     with bucket.written("out", out) as path:
@@ -281,7 +270,7 @@ def report(options) -> None:
   experiment = select_begun(options)
   fits.refuse_of_tables(options)
   folder = folder_of(options, experiment)
-  rows = collect(options).where(*options.where)
+  rows = _where(options)
   out = options.out or f"{options.root.rstrip('/')}/{experiment.name}/report.html"
   command = reports.sweep_command(folder / "sweep.json")
   with bucket.written("out", out) as path:
@@ -312,6 +301,23 @@ def _foreign_report(options, foreign, out: str) -> None:
     foreign.write_wandb_report(options.wandb_offline, out, names, **asked)
 
 
+def _where(options) -> ledgers.Ledger:
+  """The rows of an experiment that meet --where; ConfigError where none of some does."""
+  everything = collect(options)
+  rows = everything.where(*options.where)
+  if len(everything) and not len(rows):
+    raise ConfigError(
+      f"where={options.where[0]}: none of {len(everything)} runs meets it; widen it"
+    )
+  return rows
+
+
+def check_page(out: str | None) -> None:
+  """ConfigError unless a page can be written there, as far as the name says."""
+  if out and not out.lower().endswith((".html", ".htm")):
+    raise ConfigError(f"out={out}: the page is HTML; let the file's name end in .html")
+
+
 def print_path(options, path: str | pathlib.Path) -> None:
   print_json({"report": str(path)}) if options.json else print(path)
 
@@ -325,7 +331,13 @@ def compare(options) -> None:
     roots = [r for r in roots if r not in others]
     for other in others:
       print(f"left out: {other} is a file, not a run directory", file=sys.stderr)
-  rows = comparing.with_names(ledgers.read_ledger(*roots))
+  if options.out:
+    check_page(options.out)
+  found = [ledgers.read_ledger(root).rows for root in roots]
+  for root, rows in zip(roots, found, strict=True):
+    if not rows:
+      raise ConfigError(f"compare={root}: holds no run; name a run directory")
+  rows = comparing.with_names(comparing.once(list(itertools.chain(*found))))
   result = comparing.compare(rows, options.x, options.smooth)
   if options.out:
     from experiments.report import report as reports
@@ -353,9 +365,10 @@ def show(options) -> None:
 def board(options) -> None:
   from experiments.report import board as boards
 
-  if options.serve:
+  if options.serve is not None:
     boards.serve(options.root, options.serve)
     return
+  check_page(options.out)
   rows = ledgers.read_ledger(options.root)
   with bucket.written("out", options.out) as path:
     boards.write_board(rows, str(path))
@@ -431,33 +444,6 @@ def _backend(options, experiment: sweep.Experiment, members):
   return row.make(asked, members)
 
 
-def _standing(options, rows: ledgers.Ledger) -> ledgers.Ledger:
-  """The rows, with how the jobs stand that are at work somewhere."""
-  from experiments.launch import backends, cloud, standing
-  from experiments.launch.jobs import Asked, Ticket
-
-  if options.ledger:
-    return rows
-  experiment = select(options)
-  folder, named = f"{options.root.rstrip('/')}/{experiment.name}", None
-  if options.on:
-    row, _ = backends.find(options.on)
-    if row.remote:
-      members = {
-        m.name: m for m in sweep.resolve_runs(experiment.runs, folder_of(options, experiment))
-      }
-      asked = Asked(experiment.name, folder)
-      named = lambda found: (
-        Ticket(options.on, cloud.job_name(asked, [members[found["name"]]]), "", 0.0)
-        if found["name"] in members
-        else None
-      )
-  rows, silent = standing.look(rows.rows, folder, named)
-  for sentence in silent:
-    print(f"warning: {sentence}", file=sys.stderr)
-  return ledgers.Ledger(tuple(rows))
-
-
 def _prediction(backend, members):
   """Seconds a run should take, from what earlier probes of this machine found; None where unknown."""
   from experiments.launch import throughput
@@ -489,7 +475,7 @@ def _run_remote(options, experiment: sweep.Experiment, members, backend) -> int:
   if options.json:
     print_json({"runs": list(rows.values())})
   else:
-    _print_runs(list(rows.values()))
+    print_runs(list(rows.values()))
     words = (
       f"{words_for(options, experiment)} --on {options.on}" if options.name else "(same options)"
     )
@@ -532,7 +518,7 @@ def _total_line(total: Mapping, speed, rungs) -> str:
   return "in all: " + "; ".join(parts)
 
 
-def _print_runs(rows: list[Mapping], columns: list[str] | None = None) -> None:
+def print_runs(rows: list[Mapping], columns: list[str] | None = None) -> None:
   if columns is None:
     columns = [k for k in RUN_COLUMNS if any(row.get(k) not in (None, "") for row in rows)]
   elif "name" not in columns:

@@ -27,6 +27,8 @@ def select(options) -> sweep.Experiment:
   if described and not options.config:
     raise ConfigError(f"{described[0]}=...: needs --config FILE; for example configs/smoke.py")
   changes = _pairs(options.set)
+  if options.config and options.scale:
+    raise ConfigError(f"scale={options.scale}: is of an experiment file; leave it out")
   if options.config:
     experiment, changes = search.sweep_from_text(**_sweep_spec(options)), {}
   elif not options.name:
@@ -34,6 +36,11 @@ def select(options) -> sweep.Experiment:
   else:
     saved = pathlib.Path(options.root) / options.name / "sweep.json"
     if saved.exists() and options.name not in sweep.find_experiments():
+      if options.scale:
+        raise ConfigError(
+          f"scale={options.scale}: is of an experiment file, and {options.name} is a sweep without one; "
+          "leave it out"
+        )
       experiment = _described(_read_sweep(saved), options.name)
     else:
       experiment = sweep.load(options.name, options.scale)
@@ -156,8 +163,15 @@ def save_sweep(folder: pathlib.Path, options) -> None:
 
 def _write_spec(folder: pathlib.Path, spec: dict) -> None:
   file = folder / "sweep.json"
+  experiment = _described(spec, folder.name)
+  for row in rows_of(experiment, str(folder.parent)):
+    if row["status"] == "stale":
+      raise ConfigError(
+        f"save_as={folder.name}: {folder / row['name']} was {row['reason']}; choose another name, or "
+        "delete that folder"
+      )
   if file.exists():
-    now = {run.name for run in _described(spec, folder.name).runs}
+    now = {run.name for run in experiment.runs}
     lost = [r.name for r in _described(_read_sweep(file), folder.name).runs if r.name not in now]
     if lost:
       raise ConfigError(
@@ -183,5 +197,7 @@ def _pairs(texts: list[str]) -> dict[str, str]:
     key, equals, value = text.partition("=")
     if not equals:
       raise ConfigError(f"set={text}: must be key=value; for example train.steps=100")
+    if key in pairs:
+      raise ConfigError(f"set={text}: {key} is set twice; leave one out")
     pairs[key] = value
   return pairs

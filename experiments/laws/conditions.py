@@ -6,9 +6,10 @@
     comparison  := COLUMN ( = | == | != | < | <= | > | >= | ~ ) VALUE
 
 A COLUMN is written as in the file, or in quotes or backticks; a VALUE in quotes, or bare up to the next
-connective or closing bracket. Numbers compare as numbers ("1.4B" too), all else as text; ~ is a regular
-expression found anywhere in the cell. AND, OR and NOT may be written && || ! and, where a column follows,
-in small letters. A missing cell equals only the empty text, and is neither above nor below anything.
+connective or closing bracket. Numbers compare as numbers ("1.4B" too), all else as text, which has no
+order; ~ is a regular expression found anywhere in the cell. AND, OR and NOT may be written && || ! and,
+where a column follows, in small letters. A missing cell equals only the empty text, and is neither above
+nor below anything.
 """
 
 import operator
@@ -26,18 +27,21 @@ _DEEPEST = 50
 HOW = "must be COLUMN=TEXT for a table, or with != < <= > >= ~, joined by AND, OR, NOT and brackets"
 
 
-def parse(text: str, header: Sequence[str], values: Callable) -> Callable[[int, dict], bool]:
+def parse(
+  text: str, header: Sequence[str], values: Callable, config: bool = False
+) -> Callable[[int, dict], bool]:
   """`text` as a function of (index of a row, row) that says whether it meets the condition.
 
   Args:
     text: the condition.
     header: the columns there are.
     values: column -> [n] numbers, nan where a cell is none.
+    config: texts are values of a config: None is a missing cell, and case does not count.
 
   Raises:
-    ValueError: not of the grammar, or an unknown column.
+    ValueError: not of the grammar, an unknown column, or a number compared with what is none.
   """
-  parser = _Parser(text, header, values)
+  parser = _Parser(text, header, values, config)
   meets = parser.expression(0)
   if parser.at < len(text):
     parser.fail(f"cannot read {text[parser.at :]!r}")
@@ -45,8 +49,8 @@ def parse(text: str, header: Sequence[str], values: Callable) -> Callable[[int, 
 
 
 class _Parser:
-  def __init__(self, text, header, values):
-    self.text, self.values, self.at = text, values, 0
+  def __init__(self, text, header, values, config):
+    self.text, self.values, self.config, self.at = text, values, config, 0
     self.header = sorted(header, key=len, reverse=True)
 
   def fail(self, why: str):
@@ -160,12 +164,18 @@ class _Parser:
         self.fail(f"{wanted!r} is no regular expression ({error})")
       return lambda i, row: pattern.search(text_of(row.get(column))) is not None
     number, holds = cells.number(wanted), COMPARES[sign]
-    numbers = self.values(column) if np.isfinite(number) else None
+    numbers, ordered = self.values(column), sign in ("<", "<=", ">", ">=")
+    missing = wanted == "" or (self.config and wanted.lower() == "none")
+    only = len(numbers) and np.isfinite(numbers).all()
+    if not np.isfinite(number) and (ordered or (only and not missing)):
+      self.fail(f"{column} {sign} needs a number, and {wanted!r} is none")
+    same = str.lower if self.config else str
+    wanted = "" if missing else same(wanted)
 
     def meets(i, row):
-      if numbers is not None and np.isfinite(numbers[i]):
+      if np.isfinite(number) and np.isfinite(numbers[i]):
         return bool(holds(numbers[i], number))
-      return sign in ("=", "==", "!=") and bool(holds(text_of(row.get(column)), wanted))
+      return not ordered and bool(holds(same(text_of(row.get(column))), wanted))
 
     return meets
 

@@ -1,6 +1,7 @@
 """Runs side by side: what differs in their configs, where their curves are, how they ended."""
 
 import math
+import os
 import statistics
 from collections.abc import Mapping, Sequence
 
@@ -31,6 +32,16 @@ def with_names(rows: Sequence[Mapping]) -> list[Mapping]:
   return [{**r, "name": r["path"]} if names.count(r["name"]) > 1 else r for r in rows]
 
 
+def once(rows: Sequence[Mapping]) -> list[Mapping]:
+  """The rows without those of a run directory that is there already, under whatever spelling."""
+  found: dict[object, Mapping] = {}
+  for i, row in enumerate(rows):
+    path = str(row.get("path") or "")
+    place = path if "://" in path else os.path.realpath(path)
+    found.setdefault(place if path else i, row)
+  return list(found.values())
+
+
 def config_diff(rows: Sequence[Mapping]) -> dict[str, list]:
   """{config key: one value a run} of the keys that differ."""
   ledger = Ledger(tuple(rows))
@@ -41,7 +52,7 @@ def config_diff(rows: Sequence[Mapping]) -> dict[str, list]:
 def seed_spread(rows: Sequence[Mapping], metric: str = "loss") -> list[dict[str, object]]:
   """One entry for each setting: its runs, which differ in seeds only, and mean and std of `metric`."""
   spread = []
-  for group in _settings(rows):
+  for group in map(_by_seed, _settings(rows)):
     values = [row[metric] for row in group if row.get(metric) is not None]
     spread.append(
       {
@@ -63,11 +74,18 @@ def _settings(rows: Sequence[Mapping]) -> list[list[Mapping]]:
   return list(settings.values())
 
 
+def _by_seed(rows: Sequence[Mapping]) -> list[Mapping]:
+  """The rows without those whose seeds another has: the same run twice says nothing of noise."""
+  seeds = [tuple(row.get(key) for key in SEEDS) for row in rows]
+  return [row for i, row in enumerate(rows) if set(seeds[i]) == {None} or seeds[i] not in seeds[:i]]
+
+
 def seed_noise(rows: Sequence[Mapping], metric: str = "loss") -> noise.SeedNoise | None:
   """The noise of seeds pooled over the settings of finished rows, as a law of N and D where they show one."""
   groups = []
   for group in _settings(rows):
     known = [r for r in group if _finite(r.get(metric)) and r.get("status", "done") == "done"]
+    known = _by_seed(known)
     if known:
       size = [float(known[0].get(key) or 1.0) for key in ("n_params", "n_tokens")]
       groups.append(noise.Replicates(tuple(r[metric] for r in known), *size))

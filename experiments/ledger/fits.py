@@ -23,6 +23,7 @@ EXTRA_COLUMNS = ("n_params_non_embedding", "flops_exact", "unique_tokens", "step
 COLUMN_OPTIONS = {"params": "n_params", "tokens": "n_tokens", "loss": "loss", "flops": "flops"}
 
 # What each kind of fit takes from the command line; a parametric law takes PARAMETRIC.
+N_BOOT = 1000  # where --n_boot is not given
 SAMPLING = ("n_boot", "seed", "confidence")
 PARAMETRIC = (*SAMPLING, "objective", "delta", "residual", "fixed", "tied", "outliers", "methods", "flops",
               "points", "cluster", "weights", "sd", "holdout", "n_starts", "force")  # fmt: skip
@@ -414,7 +415,7 @@ def check_curves(options, asked: Mapping) -> None:
     return
   tables = {k: getattr(options, k) for k in ("name", "csv", "config", "ledger", "where", "column")}
   ignored = [k for k, v in tables.items() if v]
-  ignored += [k for k in asked if k not in ("n_boot", "seed")]  # these have defaults
+  ignored += changed(asked)
   if ignored:
     raise ConfigError(f"{ignored[0]}: says nothing of whole curves; leave it out, or --curves")
 
@@ -442,24 +443,27 @@ def refuse_of_files(options) -> None:
 
 def refuse_of_tables(options) -> None:
   """ConfigError where a page on an experiment meets words that only the page on a table takes."""
-  given = [*settings(options), *column_names(options)]
+  given = [*changed(settings(options)), *column_names(options)]
   given += [k for k in ("law", "unit", "decimal", "count") if getattr(options, k)]
-  ignored = [k for k in given if k not in ("n_boot", "seed")]  # these have defaults
-  if ignored:
+  if given:
     raise ConfigError(
-      f"{OPTION_OF.get(ignored[0], ignored[0])}: a page on an experiment shows its own analysis; it is for "
+      f"{OPTION_OF.get(given[0], given[0])}: a page on an experiment shows its own analysis; it is for "
       "--csv and --wandb_offline"
     )
 
 
 def refuse_settings(settings: Mapping, experiment: str) -> None:
   """An experiment's own analysis takes no settings: what would be ignored is refused."""
-  ignored = [k for k in settings if k not in ("n_boot", "seed")]  # these have defaults
-  if ignored:
+  if ignored := changed(settings):
     raise ConfigError(
       f"{OPTION_OF.get(ignored[0], ignored[0])}: {experiment} has an analysis of its own; name a --law to "
       "fit another"
     )
+
+
+def changed(settings: Mapping) -> list[str]:
+  """The settings that differ from the defaults of the command line."""
+  return [k for k, v in settings.items() if k != "seed" and (k, v) != ("n_boot", N_BOOT)]
 
 
 def _number(option: str, text: str) -> float:

@@ -8,9 +8,7 @@ import csv
 import dataclasses
 import json
 import math
-import operator
 import posixpath
-import re
 import statistics
 from collections.abc import Iterator, Sequence
 
@@ -25,6 +23,7 @@ from experiments.ledger.rows import (
 )
 from lm.config.errors import ConfigError, suggest
 from lm.runs import bucket
+from lm.setup.load import known_keys
 
 PRIVATE = ("path", "host")  # kept out of a ledger that may be published
 EXPORTED_CURVE = (*AXES, "records", "train/loss", "eval/")  # keys, or beginnings of keys
@@ -34,10 +33,6 @@ MUST_AGREE = {
   "data_fingerprint": "trained on different data",
   "jax": "computed by different versions of jax",
 }
-OPERATORS = {
-  "!=": operator.ne, "<=": operator.le, ">=": operator.ge, "=": operator.eq, "<": operator.lt,
-  ">": operator.gt, "~": lambda value, pattern: bool(re.search(pattern, str(value))),
-}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +51,13 @@ class Ledger:
     """Every key that some row has, in order of first appearance."""
     return list(dict.fromkeys(key for row in self.rows for key in row))
 
-  def column(self, key: str) -> list:
-    """That key of each row; None where a row lacks it. ConfigError if all do."""
-    self._check(key)
+  def column(self, key: str, option: str = "column") -> list:
+    """That key of each row; None where a row lacks it.
+
+    Args:
+      option: what asks, named in the ConfigError where there is no such key.
+    """
+    self._check(key, option)
     return [row.get(key) for row in self.rows]
 
   def columns(self, *keys: str) -> dict[str, "np.ndarray"]:  # noqa: F821
@@ -98,19 +97,33 @@ class Ledger:
     return Ledger(tuple(row for row in self.rows if row["status"] == "done"))
 
   def where(self, *conditions: str) -> "Ledger":
-    """Rows that meet all of `key=value`, with = != < <= > >= or ~ (regular expression).
+    """Rows that meet all conditions, in the grammar of experiments.laws.conditions.
 
-    ConfigError on an unknown key or a condition that is none.
+    Text compares without regard to case, and `reason=None` finds the rows without a reason.
+
+    Raises:
+      ConfigError: not of the grammar, an unknown key, or a number compared with what is none.
     """
-    rows = self.rows
-    for condition in conditions:
-      key, compare, value = self._parse(condition)
-      rows = tuple(row for row in rows if _holds(compare, row.get(key), value))
-    return Ledger(rows)
+    if not conditions:
+      return self
+    import numpy as np
+
+    from experiments.laws import conditions as grammar
+
+    number = lambda v: float(v) if _is_number(v) and not isinstance(v, bool) else math.nan
+    numbers = lambda key: np.array([number(row.get(key)) for row in self.rows])
+    keys = self._known()
+    try:
+      tests = [grammar.parse(text, keys, numbers, config=True) for text in conditions]
+    except ValueError as error:
+      raise ConfigError(str(error)) from None
+    flat = [{key: _flat(value) for key, value in row.items()} for row in self.rows]
+    keep = [all(test(i, row) for test in tests) for i, row in enumerate(flat)]
+    return Ledger(tuple(row for row, kept in zip(self.rows, keep, strict=True) if kept))
 
   def sort(self, key: str, reverse: bool = False) -> "Ledger":
     """By that key, smallest first, or largest with `reverse`; rows without it last."""
-    self._check(key)
+    self._check(key, "sort")
     has = [row for row in self.rows if row.get(key) is not None]
     has.sort(key=lambda row: _order(row[key]), reverse=reverse)
     return Ledger((*has, *(row for row in self.rows if row.get(key) is None)))
@@ -118,14 +131,20 @@ class Ledger:
   def groups(self, *keys: str) -> dict[tuple, "Ledger"]:
     """{values of the keys: their rows}, in order of first appearance."""
     for key in keys:
-      self._check(key)
+      self._check(key, "group_by")
     found = {}
     for row in self.rows:
       found.setdefault(tuple(_hashable(row.get(key)) for key in keys), []).append(row)
     return {values: Ledger(tuple(rows)) for values, rows in found.items()}
 
   def summary(self, *keys: str, value: str = "loss") -> list[dict]:
-    """One row a group: the keys, n, mean, std and min of `value` where finite, and `best`."""
+    """One row a group: the keys, n, mean, std and min of `value` where finite, and `best`.
+
+    ConfigError where no row has a number there.
+    """
+    self._check(value, "value")
+    if self.rows and not any(_is_number(row.get(value)) for row in self.rows):
+      raise ConfigError(f"value={value}: no run has a number there; use loss")
     table = []
     for values, group in self.groups(*keys).items():
       numbers = [(row[value], row["name"]) for row in group if _is_number(row.get(value))]
@@ -148,10 +167,10 @@ class Ledger:
     keys = [k for k in self.all_keys() if is_config_key(k) and not k.startswith(derived)]
     return [k for k in keys if len({_hashable(row.get(k)) for row in self.rows}) > 1]
 
-  def mismatches(self) -> list[str]:
-    """One sentence for each fingerprint that not all runs share."""
+  def mismatches(self, keys: Sequence[str] = tuple(MUST_AGREE)) -> list[str]:
+    """One sentence for each of these fingerprints that not all runs share."""
     found = []
-    for key, meaning in MUST_AGREE.items():
+    for key, meaning in ((key, MUST_AGREE[key]) for key in keys):
       groups = {}
       for row in self.rows:
         if row.get(key) is not None:
@@ -161,21 +180,16 @@ class Ledger:
         found.append(f"{key} differs, so these runs are {meaning} ({shown})")
     return found
 
-  def _check(self, key: str) -> None:
-    known = {*self.all_keys(), *ROW_KEYS}
-    if key not in known:
-      raise ConfigError(f"column={key}: no such column; {suggest(key, sorted(known))}")
+  def _known(self) -> list[str]:
+    """The keys that may be asked for: those of some row, of every row, and the config's."""
+    keys = {*self.all_keys(), *ROW_KEYS, *known_keys()}
+    return sorted(keys - {"curve"})
 
-  def _parse(self, condition: str):
-    match = re.fullmatch(r"([\w./]+)\s*(!=|<=|>=|=|<|>|~)\s*(.*)", condition)
-    if not match:
-      raise ConfigError(
-        f"where={condition}: must be KEY followed by = != < <= > >= or ~ and a value; "
-        "for example model.width=128"
-      )
-    key, sign, value = match.groups()
-    self._check(key)
-    return key, OPERATORS[sign], value
+  def _check(self, key: str, option: str = "column") -> None:
+    if key != "curve" and any(key in row for row in self.rows):
+      return
+    if key not in (known := self._known()):
+      raise ConfigError(f"{option}={key}: no such column; {suggest(key, known)}")
 
 
 def is_config_key(key: str) -> bool:
@@ -183,8 +197,11 @@ def is_config_key(key: str) -> bool:
   return key in ("seed", "extensions", "rules") or ("." in key and "/" not in key)
 
 
-def read_ledger(*roots: str, curves: bool = True) -> Ledger:
+def read_ledger(*roots: str, curves: bool = True, option: str = "root") -> Ledger:
   """Every run directory at or below the roots (paths or URLs), and the rows of ledger files.
+
+  Args:
+    option: what asks, named in errors.
 
   Raises:
     ConfigError: a root does not exist, or its file system is not installed.
@@ -192,20 +209,20 @@ def read_ledger(*roots: str, curves: bool = True) -> Ledger:
   rows = []
   for root in map(str, roots):
     if root.endswith(".jsonl"):
-      rows += load_ledger(root).rows
+      rows += load_ledger(root, "ledger" if option == "root" else option).rows
       continue
-    with bucket.readable("root", root):
-      rows += _read_below(root, curves)
+    with bucket.readable(option, root):
+      rows += _read_below(root, curves, option)
   return Ledger(tuple(rows))
 
 
-def _read_below(root: str, curves: bool) -> list[dict]:
+def _read_below(root: str, curves: bool, option: str) -> list[dict]:
   fs, path = file_system(root)
   fs.invalidate_cache()  # a bucket's listing is remembered, and runs go on
   if not fs.exists(path):
-    raise ConfigError(f"root={root}: no such directory; run an experiment first or correct it")
+    raise ConfigError(f"{option}={root}: no such directory; run an experiment first or correct it")
   if fs.isfile(path):
-    raise ConfigError(f"root={root}: is a file; name a run directory, or a ledger (.jsonl)")
+    raise ConfigError(f"{option}={root}: is a file; name a run directory, or a ledger (.jsonl)")
   rows = []
   for folder in run_folders(fs, path):
     name = posixpath.relpath(folder, path)
@@ -255,12 +272,14 @@ def _export(ledger: Ledger, path: str) -> None:
     raise ConfigError(f"export={path}: must end in .jsonl, .csv or .parquet; rename it")
 
 
-def load_ledger(path: str) -> Ledger:
+def load_ledger(path: str, option: str = "ledger") -> Ledger:
   """The ledger that `export` wrote to a .jsonl file (a path or URL)."""
-  with bucket.readable("ledger", path):
+  with bucket.readable(option, path):
     fs, place = file_system(path)
     if not fs.exists(place):
-      raise ConfigError(f"ledger={path}: no such file; export one with status NAME --export {path}")
+      raise ConfigError(
+        f"{option}={path}: no such file; export one with status NAME --export {path}"
+      )
     content = fs.cat_file(place)
   try:
     lines = [json.loads(line) for line in content.decode().splitlines() if line.strip()]
@@ -276,7 +295,7 @@ def load_ledger(path: str) -> Ledger:
     RecursionError,
   ):  # no UTF-8 or JSON, or other
     raise ConfigError(
-      f"ledger={path}: must be a ledger that status --export wrote; export it again"
+      f"{option}={path}: must be a ledger that status --export wrote as .jsonl; export it again"
     ) from None
   return Ledger(rows)
 
@@ -304,21 +323,6 @@ def _write_jsonl(ledger: Ledger, path: str) -> None:
     file.write(json.dumps({"ledger": 1, "shared": shared}) + "\n")
     for row in rows:
       file.write(json.dumps({k: v for k, v in row.items() if k not in shared}) + "\n")
-
-
-def _holds(compare, value, text: str) -> bool:
-  """Numbers compare as numbers, all else as text; a row without the key meets only !=."""
-  if compare is OPERATORS["~"]:
-    return value is not None and compare(value, text)
-  if _is_number(value) and not isinstance(value, bool):
-    try:
-      return compare(float(value), float(text.replace("_", "")))
-    except ValueError:
-      return compare is operator.ne
-  if value is None or compare in (operator.eq, operator.ne):
-    same = str(_flat(value)).lower() == text.lower()
-    return same == (compare is operator.eq) and compare in (operator.eq, operator.ne)
-  return compare(str(value), text)
 
 
 def _order(value) -> tuple:

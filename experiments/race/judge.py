@@ -113,9 +113,12 @@ def judge(
     noise: standard deviation between seeds, where the runs have no replicates of their own.
 
   Raises:
-    ConfigError: no two recipes with finished runs, an unknown baseline or column.
+    ConfigError: no two recipes with finished runs, an unknown baseline or column, losses on different
+      tokens, or a pinned E that a run is below.
   """
   check_choice("flops", flops, FLOPS)
+  for sentence in ledger.done().mismatches(("eval_fingerprint", "tokenizer_fingerprint")):
+    raise ConfigError(f"race=...: {sentence}; race recipes that are evaluated alike")
   cells = read_cells(ledger, flops)
   names = list(cells)
   if len(names) < 2:
@@ -123,6 +126,9 @@ def judge(
       f"race={','.join(names) or '(none)'}: needs finished runs of two recipes; train them first"
     )
   first = pick_baseline(names, baseline)
+  least = min(loss for rungs in cells.values() for c in rungs.values() for loss in c.loss.values())
+  if pin is not None and pin >= least:
+    raise ConfigError(f"pin={pin:g}: must be below every loss, and {least:.4f} is one; lower it")
   pairs = [_pair(first, other, cells, tuple(at), pin, noise) for other in names if other != first]
   reached = tuple(
     reach(target, name, budget, list(cell.loss.values()))
@@ -156,6 +162,10 @@ def read_cells(ledger: Ledger, flops: str) -> dict[str, dict[int, Cell]]:
   for row in ledger.done():
     where, loss = recipes.place(row["name"]), row.get("loss")
     if where and isinstance(loss, int | float) and math.isfinite(loss):
+      if not (isinstance(row.get(flops), int | float) and 0 < row[flops] < math.inf):
+        raise ConfigError(
+          f"flops={flops}: run {row['name']} has no number > 0 there; use one of {', '.join(FLOPS)}"
+        )
       found.setdefault(where[0], {}).setdefault(where[1], {})[where[2]] = row
   cells = {}
   for name, rungs in found.items():
@@ -229,7 +239,8 @@ def _pair(a: str, b: str, cells, at, pin, given) -> Pair:
       )
   word, why, p = _verdict(a, b, top, curves, differences, noise, largest, mine, theirs)
   if not curves:
-    notes.append(f"{len(rungs)} budgets carry no curves; 3 would give a multiplier of compute")
+    few = "1 budget carries" if len(rungs) == 1 else f"{len(rungs)} budgets carry"
+    notes.append(f"{few} no curves; 3 would give a multiplier of compute")
   return Pair(a, b, word, why, p, differences, tuple(rows), tuple(slopes), noise, top, tuple(notes))
 
 
@@ -365,7 +376,8 @@ def _seeds_for(curve: Curves, m: Multiplier, largest: float, mine, theirs) -> st
 def _seeds_for_difference(d: float, noise: Noise, n: int, budget: float) -> str:
   for k in range(1, MOST_SEEDS + 1):
     if abs(d) >= needed(noise.df + k) * noise.sd_diff / math.sqrt(n + k):
-      return f"{k} more seeds of both at {budget:.3g} FLOPs would decide (with {POWER:.0%} power)."
+      more = f"{k} more seed{'s' if k > 1 else ''}"
+      return f"{more} of both at {budget:.3g} FLOPs would decide (with {POWER:.0%} power)."
   return f"Not even {MOST_SEEDS} more seeds there would decide: call them equal at this budget."
 
 

@@ -91,19 +91,23 @@ def words(noise: Known | None, seeds: int, see: float | None) -> tuple[list[str]
     )
     if see is None:
       return [line], []
-    return [line], [f"see={see:g}: whether {seeds} seeds can show it is not known; give --noise"]
+    return [line], [f"see={see:g}: whether --seeds {seeds} can show it is not known; give --noise"]
   least = detectable(noise, seeds)
   line = (
-    f"power: {seeds} seed{'s' if seeds > 1 else ''} a budget show a difference of {least:.3g} nats there "
+    f"power: {_seeds(seeds, ' a budget')} a difference of {least:.3g} nats there "
     f"({POWER:.0%} power, 5 % level; noise of a difference {noise.sd:.3g}, from {noise.source})"
   )
   if see is None or see >= least:
     return [line], []
   enough = seeds_for(noise, see)
-  remedy = f"use --seeds {enough}" if enough else f"not even {MOST_SEEDS} seeds can: ask for more"
-  return [line], [
-    f"see={see:g}: {seeds} seeds show {least:.3g} nats at a budget, no less; {remedy}"
-  ]
+  remedy = (
+    f"use --seeds {enough}" if enough else f"not even {MOST_SEEDS} seeds can; ask for a larger one"
+  )
+  return [line], [f"see={see:g}: {_seeds(seeds)} {least:.3g} nats at a budget, no less; {remedy}"]
+
+
+def _seeds(n: int, where: str = "") -> str:
+  return f"1 seed{where} shows" if n == 1 else f"{n} seeds{where} show"
 
 
 def seeds_for(noise: Known, see: float) -> int | None:

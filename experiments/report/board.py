@@ -21,7 +21,7 @@ from experiments.ledger.refresh import FolderReader
 from experiments.ledger.rows import binned, file_system
 from experiments.report.page import HERE, escape, inline_json
 from experiments.report.tables import COUNTS
-from lm.config.errors import ConfigError
+from lm.config.errors import ConfigError, check_within
 
 CURVE_BINS = 120_000  # over all runs; every evaluation stays
 DETAILS = 3_000_000  # characters of samples and logs over all runs of a page
@@ -175,6 +175,7 @@ def make_server(reader: FolderReader, port: int) -> http.server.ThreadingHTTPSer
     def log_message(self, *args):
       """Requests every few seconds are no news."""
 
+  check_within("serve", port, "[0, 65535]", "8000")
   try:
     return http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
   except OSError as error:

@@ -9,7 +9,8 @@ import itertools
 import json
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -147,9 +148,19 @@ def parse_axis(text: str) -> tuple[str, tuple[str, ...]]:
     raise ConfigError(f"grid={text}: must be key=value,value; for example optim.peak_lr=1e-3,3e-3")
   check_key("grid", key)
   options = tuple(v.strip() for v in values.split(";" if ";" in values else ",") if v.strip())
-  if len(set(options)) != len(options):
+  if not options:
+    raise ConfigError(f"grid={text}: must be key=value,value; for example optim.peak_lr=1e-3,3e-3")
+  if len(set(map(_as_number, options))) != len(options):
     raise ConfigError(f"grid={text}: values must differ from each other; drop the repeated one")
   return key, options
+
+
+def _as_number(text: str) -> float | str:
+  """1e-3 and 0.001 are one value."""
+  try:
+    return float(text)
+  except ValueError:
+    return text
 
 
 def parse_range(text: str) -> tuple[str, Range]:
@@ -213,7 +224,10 @@ def sweep_from_text(
   fixed = dict(fixed or {})
   for key in fixed:
     check_key("set", key)
-  axes = dict(parse_axis(text) for text in grids)
+  axes = _once("grid", map(parse_axis, grids))
+  twice = [key for key in axes if key in fixed]
+  if twice:
+    raise ConfigError(f"set={twice[0]}: is in a grid too; choose one of the two")
   parts = [grid(axes)]
   if random:
     count, *texts = random
@@ -222,11 +236,16 @@ def sweep_from_text(
         f"random={' '.join(random)}: must be a number of draws, then key=RANGE; "
         "for example --random 20 optim.peak_lr=log:1e-4..1e-2"
       )
-    ranges = dict(parse_range(text) for text in texts)
-    twice = [key for key in ranges if key in axes]
+    ranges = _once("random", map(parse_range, texts))
+    twice = [key for key in ranges if key in axes or key in fixed]
     if twice:
-      raise ConfigError(f"random={twice[0]}: is in a grid too; choose one of the two")
-    parts.append(random_search(int(count), ranges, seed))
+      raise ConfigError(f"random={twice[0]}: is in a grid or in --set too; choose one of the two")
+    drawn = random_search(int(count), ranges, seed)
+    if len(set(map(run_name, drawn))) < len(drawn):
+      raise ConfigError(
+        f"random={' '.join(random)}: draws a setting twice; draw fewer, or widen the ranges"
+      )
+    parts.append(drawn)
   if dirichlet:
     if "data.weights" in axes or "data.weights" in fixed:
       raise ConfigError("dirichlet=data.weights: is set otherwise too; choose one of the two")
@@ -239,6 +258,16 @@ def sweep_from_text(
     name = f"{pathlib.Path(config.replace('.py', '').replace(':', '-')).name}-{digest}"
   runs = [Run(run_name(setting), {**fixed, **setting}, config) for setting in product(*parts)]
   return make_experiment(name, runs, halving=halving and parse_halving(halving))
+
+
+def _once(option: str, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+  """The pairs as a dict; ConfigError where a key comes twice."""
+  found: dict[str, Any] = {}
+  for key, value in pairs:
+    if key in found:
+      raise ConfigError(f"{option}={key}: is given twice; leave one out")
+    found[key] = value
+  return found
 
 
 def check_name(name: str) -> None:

@@ -220,9 +220,10 @@ def checked(run: Run, row: Mapping[str, object]) -> Mapping[str, object]:
     there = tuple(there) if isinstance(there, list) else there
     if value is None or value == there:
       continue
-    if key in BUDGETS and there is not None and abs(value - there) <= abs(value) / row["steps"]:
+    rounded = key in BUDGETS and key != "train.steps" and there is not None
+    if rounded and abs(value - there) <= abs(value) / row["steps"]:
       continue
-    reason = f"trained with {key}={there}, now asked for with {value}: delete it or rename the run"
+    reason = f"trained with {key}={there}, now asked for with {value}"
     return {**row, "status": "stale", "reason": reason}
   return row
 

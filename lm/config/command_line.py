@@ -77,6 +77,8 @@ def reject_unknown(parser: argparse.ArgumentParser, unknown: Sequence[str]) -> N
   """One line for the first option the parser does not know."""
   if unknown:
     name, _, value = unknown[0].partition("=")
+    if not name.startswith("-"):
+      raise ConfigError(f"{unknown[0]}: is a word too many; leave it out, or see --help")
     options = [option for action in parser._actions for option in action.option_strings]
     raise ConfigError(f"{name}={value}: no such option; {suggest(name, options)}")
 
