@@ -16,7 +16,7 @@ Done when the tolerance of both ladders, with and without the bad rung, is known
 import numpy as np
 
 from experiments import laws
-from experiments.isoflop_wide import GPU, RATE, RATIO, SETTINGS
+from experiments.isoflop_wide import shape
 from experiments.lr_sweep import mean_estimate
 from experiments.report.claims import Claim, Estimate
 from experiments.sweep import Run
@@ -24,7 +24,7 @@ from experiments.sweep import Run
 READINGS = 20  # of the validation loss in a run
 LATE = 0.5  # share of the run after which spreads are averaged
 RUNGS = {  # depth: steps
-  "cpu": {2: 200, 3: 400, 4: 700, 5: 1000},
+  "cpu": {2: 300, 3: 620, 4: 1100, 5: 1800},
   "gpu": {4: 2000, 6: 4000, 8: 8000, 10: 12000, 12: 20000},
 }
 BAD = {"cpu": 4, "gpu": 8}  # the depth of the rung that is mis-scaled
@@ -49,21 +49,21 @@ def runs(scale: str = "cpu"):
     yield from _rung(scale, depth, steps, "well")
   depth = BAD[scale]
   steps = RUNGS[scale][depth]
-  rate = FAULTS["rate"] * RATE[scale]
+  rate = FAULTS["rate"] * shape(scale, depth)["optim.peak_lr"]
   yield from _rung(scale, depth, steps, "rate", {"optim.peak_lr": rate})
   short = round(FAULTS["tokens"] * steps / READINGS) * READINGS
   yield from _rung(scale, depth, short, "tokens")
 
 
 def _rung(scale, depth, steps, kind, more=None):
-  width = RATIO[scale] * depth
-  settings = SETTINGS | (GPU if scale == "gpu" else {}) | {
-    "model.width": width, "model.depth": depth, "model.heads": 2 if scale == "cpu" else depth,
+  settings = shape(scale, depth) | {
     "train.steps": steps, "eval.every_steps": steps // READINGS, "eval.tokens": 15_000,
     "checkpoint.every_steps": steps, **(more or {}),
   }  # fmt: skip
   for seed in SEEDS:
-    yield Run(f"{kind},width={width},steps={steps},seed={seed}", settings | {"seed": seed})
+    yield Run(
+      f"{kind},width={settings['model.width']},steps={steps},seed={seed}", settings | {"seed": seed}
+    )
 
 
 def analyse(ledger):

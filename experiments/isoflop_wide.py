@@ -10,17 +10,28 @@ and 1e10 FLOPs, 2.0e-2 at depth 4 and 1e11 (muP holds it over widths, not over d
 at the two smallest budgets, two at the next ones, one at the largest.
 Fixed: width 4 times the depth, MLPs 3 times the width, two heads, bytes as tokens, context 64, 512 bytes a
 step, linear decay to 0.
-Budget: 5 budgets of 1e10 to 1e12 FLOPs (6ND) x 5 sizes x 1 to 3 seeds, 9.0e12 in all.
+Budget: 5 budgets of 1e10 to 1e12 FLOPs (6ND) x 5 sizes x 1 to 3 seeds: 55 runs, 9.8e12 in all.
+Answer (experiments/results/isoflop_wide/ledger.jsonl, 29 minutes on 2 busy cores): N* ~ C^0.54 [0.49, 0.59],
+with all optima inside their slices and no sign of a bend; over non-embedding parameters, at the same budgets,
+C^0.72 [0.64, 0.79]: what lies between Hoffmann et al. and Kaplan et al. is how one counts. The parametric law
+does not describe these runs (p < 1e-11) and fails its extrapolation test.
+python -m experiments report isoflop_wide --ledger experiments/results/isoflop_wide/ledger.jsonl
 Not run: --scale gpu is a plan alone: 1e14 to 1e16 FLOPs, width 64 times the depth.
 Done when every slice's best size lies inside the slice, and a straight path of optima is not rejected.
 """
 
-from experiments import chinchilla
+from experiments import chinchilla, laws
 from experiments.ledger.compare import seed_noise
+from experiments.report.claims import Claim
 from experiments.sweep import Run
 from experiments.sweep.small import SMALL
+from lm.config.errors import ConfigError
 
-claims = chinchilla.claims
+BARE_A = "a in N* ~ C^a, from isoFLOP slices over non-embedding parameters"
+claims = (
+  chinchilla.claims[0],
+  Claim(BARE_A, 0.73, "Kaplan et al. 2020, arXiv:2001.08361, §6.1", tolerance=0.02),
+)
 law = {"cpu": "chinchilla", "gpu": "chinchilla"}
 
 BUDGETS = {"cpu": (1e10, 3.2e10, 1e11, 3.2e11, 1e12), "gpu": (1e14, 3.2e14, 1e15, 3.2e15, 1e16)}
@@ -40,7 +51,7 @@ SETTINGS = SMALL | {
 }
 GPU = {
   "model.seq_len": 512, "model.base_width": 128, "model.base_head_dim": 64, "model.dtype": "bfloat16",
-  "train.batch_size": 32, "optim.peak_lr": RATE["gpu"], "log.every_steps": 100,
+  "train.batch_size": 32, "log.every_steps": 100,
 }  # fmt: skip
 
 
@@ -57,22 +68,39 @@ def runs(scale: str = "cpu"):
         yield _run(scale, depth, flops, seed)
 
 
-def _run(scale, depth, flops, seed, more=None):
+def shape(scale: str, depth: int) -> dict:
+  """The settings of all models of this depth: one shape, and the rate of its depth."""
   width = RATIO[scale] * depth
-  shape = {"model.width": width, "model.depth": depth, "train.flops": flops, "seed": seed}
-  shape["model.mlp_dim"] = 3 * shape["model.width"]
-  shape["model.heads"] = 2 if scale == "cpu" else depth
+  found = SETTINGS | (GPU if scale == "gpu" else {}) | {
+    "model.width": width, "model.depth": depth, "model.mlp_dim": 3 * width,
+    "model.heads": 2 if scale == "cpu" else depth, "optim.peak_lr": RATE[scale],
+  }  # fmt: skip
   if scale == "cpu":
-    shape["optim.peak_lr"] = round(RATE["cpu"] * (depth / 4) ** RATE_EXPONENT, 4)
-  settings = SETTINGS | (GPU if scale == "gpu" else {}) | shape | (more or {})
+    found["optim.peak_lr"] = round(RATE["cpu"] * (depth / 4) ** RATE_EXPONENT, 4)
+  return found
+
+
+def _run(scale, depth, flops, seed, more=None):
+  settings = shape(scale, depth) | {"train.flops": flops, "seed": seed} | (more or {})
   rate = f",lr={settings['optim.peak_lr']:g}" if more else ""
-  return Run(f"flops={flops:.1e},width={width},seed={seed}{rate}".replace("+", ""), settings)
+  name = f"flops={flops:.1e},width={settings['model.width']},seed={seed}{rate}"
+  return Run(name.replace("+", ""), settings)
 
 
 def analyse(ledger):
-  """As experiments/chinchilla.py, and how much of a loss is the seed."""
+  """The slices, by two ways to count parameters; the parametric law, or why there is none; noise of seeds."""
+  table = laws.from_columns(ledger.columns(*chinchilla.COLUMNS), {"name": ledger.column("name")})
+  slices = laws.isoflop_fit(table, seed=0)
+  swapped = {"n_params": "n_params_non_embedding", "flops": "flops"}
+  bare = laws.refit_under(table, {BARE_A: swapped}, laws.isoflop_fit, seed=0)[BARE_A]
   noise = seed_noise(list(ledger))
-  return {
-    **chinchilla.analyse(ledger),
+  found = {
+    "isoFLOP": slices,
+    chinchilla.SLICES_A: slices["a"],
+    BARE_A: bare["a"],
     "seed noise of a loss": noise.summary() if noise else "no seeds",
   }
+  try:
+    return found | {"parametric": laws.fit_table(table, "chinchilla", delta=1e-3, seed=0)}
+  except ConfigError as error:  # small models need not show an irreducible loss
+    return found | {"parametric": str(error)}

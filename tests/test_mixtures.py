@@ -102,6 +102,7 @@ def test_intervals_hold_the_best_mixture_of_the_truth():
 
 
 def test_trees_rank_unseen_mixtures_and_average_the_best_of_many_draws(monkeypatch):
+  pytest.importorskip("sklearn")
   monkeypatch.setattr(mixture_optimum, "DRAWN", 1000)
   runs, held = simulated(150), simulated(seed=1, sd=0)
   found = mixtures.fit_mixtures(runs, "trees", held=held, n_boot=2)

@@ -56,6 +56,9 @@ STUDIES = {
   "depth_transfer": Study(
     ("response",), "11 minutes on 2 busy cores", "run depth_transfer --workers 2"
   ),
+  "isoflop_wide": Study(
+    ("isoflop", "optimum-path"), "29 minutes on 2 busy cores", "run isoflop_wide --workers 2"
+  ),
   "acceptance": Study(
     ("predicted",), "29 minutes on 2 busy cores", "run acceptance --workers 2"
   ),
