@@ -103,7 +103,7 @@ def write_figure(spec: dict, stem: pathlib.Path, style: Style) -> float:
   """Writes STEM.pdf, .svg and .png at the style's width; returns the width in inches that was reached."""
   import vl_convert
 
-  _register_font()
+  register_font()
   svg, width = fitted_svg(spec, style)
   stem.with_suffix(".svg").write_text(svg, encoding="utf-8")
   stem.with_suffix(".pdf").write_bytes(vl_convert.svg_to_pdf(svg))
@@ -118,7 +118,7 @@ def fitted_svg(spec: dict, style: Style) -> tuple[str, float]:
   """
   import vl_convert
 
-  _register_font()
+  register_font()
   panels = _panels(spec)
   across = 1 if style.stacked or len(panels) == 1 else min(len(panels), 3)
   goal = style.width * POINT
@@ -219,7 +219,7 @@ def _each_mark(node, style: Style) -> None:
 
 
 @functools.lru_cache(maxsize=1)
-def _register_font() -> None:
+def register_font() -> None:
   import vl_convert
 
   vl_convert.register_font_directory(str(HERE / "font"))

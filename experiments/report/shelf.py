@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from experiments.ledger import ledger as ledgers
-from experiments.report import report
+from experiments.report import charts, paper, report
 from experiments.report.claims import Estimate, shown, verdict
 from experiments.report.formats import power
 from experiments.sweep import sweep
@@ -55,6 +55,10 @@ STUDIES = {
   ),
   "depth_transfer": Study(
     ("response",), "11 minutes on 2 busy cores", "run depth_transfer --workers 2"
+  ),
+  "stability": Study(("response",), "6 minutes on 2 cores", "run stability --workers 2"),
+  "unseen_schedule": Study(
+    ("curves",), "4 minutes on 2 cores", "run unseen_schedule --workers 2"
   ),
   "isoflop_wide": Study(
     ("isoflop", "optimum-path"), "29 minutes on 2 busy cores", "run isoflop_wide --workers 2"
@@ -115,6 +119,7 @@ def draw(study: str, results: Mapping, to: pathlib.Path = RESULTS) -> list[pathl
   from PIL import Image
 
   made = []
+  paper.register_font()
   with tempfile.TemporaryDirectory() as folder:
     experiment = dataclasses.replace(sweep.load(study), analyse=lambda rows: results)
     page = report.write_report(experiment, _ledger(study), f"{folder}/report.html")
@@ -124,7 +129,8 @@ def draw(study: str, results: Mapping, to: pathlib.Path = RESULTS) -> list[pathl
         raise ConfigError(f"study={study}: its report has no figure {name}; use {', '.join(drawn)}")
       path = to / study / f"{name}.png"
       path.parent.mkdir(parents=True, exist_ok=True)
-      png = vl_convert.svg_to_png(drawn[name].read_text(encoding="utf-8"), scale=SCALE)
+      svg = drawn[name].read_text(encoding="utf-8").replace(charts.SANS, paper.FONT)
+      png = vl_convert.svg_to_png(svg, scale=SCALE)
       picture = Image.open(io.BytesIO(png)).convert("RGB")
       picture.quantize(COLOURS).save(path, optimize=True)
       made.append(path)
