@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import pathlib
+import re
 import shutil
 import stat
 import subprocess
@@ -53,6 +54,44 @@ def same_as_golden(name: str, text: str) -> None:
   assert text == file.read_text(), (
     f"{name} differs from tests/golden/{name}; if that is meant, UPDATE_GOLDEN=1 pytest {__file__}"
   )
+
+
+# ---- Words ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  ("on", "pairs", "said"),
+  [
+    ("skypilot", ["chip=v5e", "chip=v5p"], "with=chip=v5p: chip is given twice"),
+    ("skypilot", ["chip="], "with=chip=: names nothing"),
+    ("skypilot", ["=v5e"], "knows no such option"),
+    ("skypilot", ["chip=v5e", "infra=gcp us;rm"], "with=infra=gcp us;rm: must be a name"),
+    ("skypilot", ["chip=v5e", "restarts=-1"], "restarts=-1: must be a whole number of at least 0"),
+    ("gcloud", ["zone=us-east5-a", "vms=a,b", "chips=4"], "with=chips=4: is of slices"),
+    ("gcloud", ["zone=us-east5-a", "vms=a,b", "spot=yes"], "with=spot=yes: is of slices"),
+    ("gcloud", ["zone=us-east5-a", "vms=a,a"], "with=vms=a,a: names a machine twice"),
+    ("gcloud", ["zone=us-east5-a", "vms=a,,b"], "with=vms=a,,b: must be a name"),
+    ("jobset", ["chip=v5e", "image=a b"], "with=image=a b: must be a name"),
+    ("jobset", ["chip=v5e", "namespace=A b"], "with=namespace=A b: must be a name"),
+    ("jobset", ["chip=v5e", "queue=yes: [x]"], "with=queue=yes: \\[x\\]: must be a name"),
+    ("jobset", ["chip=v5e", "account=a_b"], "with=account=a_b: must be a name"),
+  ],
+)
+def test_words_that_mean_nothing_there_are_refused(on, pairs, said, committed):
+  with pytest.raises(ConfigError, match=said):
+    row, words = backends.find(on, pairs)
+    row.make(asked(**words), [member(Run("a", {}, SMOKE))])
+
+
+def test_no_restart_is_a_number_of_restarts(committed):
+  made = jobset.make(asked(chip="v5e", restarts="0"), [member(Run("a", {}, SMOKE))])
+  assert "maxRestarts: 0" in made.dry_run([member(Run("a", {}, SMOKE))])
+
+
+@pytest.mark.parametrize("experiment", ["1b", "Ü", "-", "2026.x", "lr"])
+def test_names_of_jobs_begin_with_a_letter_as_clouds_ask(experiment):
+  name = cloud.job_name(Asked(experiment, f"gs://b/{experiment}"), [])
+  assert re.fullmatch(r"[a-z]([a-z0-9-]*[a-z0-9])?", name) and len(name) <= 45
 
 
 # ---- Slices --------------------------------------------------------------------------------------

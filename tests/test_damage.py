@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import train
+from experiments.ledger.rows import read_row
 from lm import evaluate
 from lm.config.errors import ConfigError
 from lm.runs import lock, rundir, summary
@@ -364,3 +365,24 @@ def test_a_second_process_is_refused_and_the_first_one_named(tmp_path):
   held.communicate("\n")
   lock.take(tmp_path)
   lock.release(tmp_path)
+
+
+def test_a_config_that_was_changed_by_hand_is_not_taken_for_the_runs(copy):
+  path = copy / "config.json"
+  saved = json.loads(path.read_text())
+  saved["optim"]["peak_lr"] = 0.5
+  path.write_text(json.dumps(saved))
+  with pytest.raises(
+    ConfigError, match=r"optim in config.json was changed since the run was trained"
+  ):
+    rundir.read_config(copy)
+  row = read_row(str(copy))
+  assert row["status"] == "unreadable" and "optim in config.json was changed" in row["reason"]
+
+
+def test_a_checkpoint_of_another_model_is_named(copy, tmp_path):
+  run(tmp_path / "other", **SETTINGS, model__width=32)
+  shutil.rmtree(copy / "checkpoints")
+  shutil.copytree(tmp_path / "other" / "checkpoints", copy / "checkpoints")
+  with pytest.raises(ConfigError, match=r"is \(.*\) in checkpoint 8, and \(.*\) by config.json"):
+    load_params(copy, "latest")

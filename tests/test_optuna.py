@@ -91,6 +91,33 @@ def test_failed_trials_are_told_and_an_experiments_values_are_choices(tmp_path):
 
 
 @needs_optuna
+def test_a_search_is_over_all_that_differs_and_over_the_same_ranges_when_it_goes_on(tmp_path):
+  seeds = [Run(f"r{i}", {"seed": i}, SMOKE) for i in (0, 1)]
+  with pytest.raises(ConfigError, match=r"runs of s differ in seed, which is not searched"):
+    study(tmp_path, 3, asked=sweep.make_experiment("s", seeds))
+  with pytest.raises(ConfigError, match=r"optuna=optim.peak_lr: is given twice"):
+    study(tmp_path, 3, ranges=RANGES[:1] * 2)
+  study(tmp_path, 3).wanted({})
+  with pytest.raises(ConfigError, match=r"the search in .* is over optim.peak_lr=log"):
+    study(tmp_path, 3, ranges=RANGES[:1])
+
+
+@needs_optuna
+def test_a_dry_run_proposes_and_writes_nothing(tmp_path):
+  words = ["run", "--config", SMOKE, "--save_as", "s", "--optuna", "3", *RANGES, "--dry_run"]
+  options = cli.make_parser("about").parse_args([*words, "--root", str(tmp_path)])
+  assert options.act(options) == 0
+  assert not list(tmp_path.iterdir())
+  study(tmp_path / "x", 3).wanted({})
+  before = (tmp_path / "x" / "optuna.log").read_bytes()
+  from experiments.launch.optuna_study import Study
+
+  dry = Study(experiment(), ["3", *RANGES], tmp_path / "x", 2, dry=True)
+  assert {m.name for m in dry.wanted({})} == {m.name for m in study(tmp_path / "x", 3).wanted({})}
+  assert (tmp_path / "x" / "optuna.log").read_bytes()[: len(before)] == before
+
+
+@needs_optuna
 def test_the_launcher_trains_what_optuna_proposes(tmp_path):
   fake_run(tmp_path / "template")
   search = study(tmp_path / "x", 4)

@@ -156,7 +156,8 @@ def train(options, experiment: sweep.Experiment, quiet: bool = False) -> int:
     from experiments.launch.optuna_study import Study
 
     at_once = min(backend.room(0), options.workers or 4)
-    wanted = Study(experiment, options.optuna, folder, at_once, options.seed).wanted
+    search = Study(experiment, options.optuna, folder, at_once, options.seed, options.dry_run)
+    wanted = search.wanted
   if options.dry_run:
     print(backend.dry_run([m for m in wanted({}) if not rundir.is_done(m.workdir, m.cfg)]))
     return 0

@@ -38,7 +38,7 @@ def check_jobs(asked: Asked, backend, members: Sequence[Member], placed: bool = 
     backend: of the cloud, whose `place` says where a job runs.
     placed: False where jobs go to machines that are there already.
   """
-  jobs_.read_count(asked.words, "restarts")
+  jobs_.read_count(asked.words, "restarts", least=0)
   for key in ("spot", "stacked"):
     jobs_.read_switch(asked.words, key)
   patch = jobs_.read_switch(asked.words, "patch")
@@ -59,7 +59,7 @@ def address(asked: Asked, member: Member) -> str:
 
 
 def job_name(asked: Asked, members: Sequence[Member]) -> str:
-  """A name that follows from what the job computes: letters, digits and hyphens, 40 at most.
+  """A name that follows from what the job computes: a letter, then letters, digits and hyphens, 45 at most.
 
   >>> job_name(Asked("lr_sweep", "gs://b/runs/lr_sweep"), [])
   'lr-sweep-97d170e1'
@@ -67,7 +67,7 @@ def job_name(asked: Asked, members: Sequence[Member]) -> str:
   text = json.dumps([asked.folder, [[m.name, m.id] for m in members]])
   digest = hashlib.sha256(text.encode()).hexdigest()[:8]
   base = re.sub(r"[^a-z0-9]+", "-", asked.experiment.lower()).strip("-")[:31].strip("-")
-  return f"{base}-{digest}"
+  return f"{base if base[:1].isalpha() else f'run-{base}'.strip('-')}-{digest}"
 
 
 def jobs_of(asked: Asked, members: Sequence[Member], stacked: bool) -> list[Job]:

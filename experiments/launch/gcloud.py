@@ -9,7 +9,6 @@ twice. `submit` starts the first in the background; it may as well be run by han
 import json
 import os
 import pathlib
-import re
 import shlex
 import shutil
 import signal
@@ -291,10 +290,18 @@ def make(asked: Asked, members: Sequence[Member]) -> Gcloud:
   cloud.check_folder(asked, "gcloud")
   if "zone" not in asked.words:
     raise ConfigError("with=zone: is missing; name the zone of the TPUs, --with zone=us-east5-a")
-  for key in ("zone", "project", "vms"):
-    if not re.fullmatch(r"[\w.:,-]*", asked.words.get(key, "")):
-      raise ConfigError(f"with={key}={asked.words[key]}: must be a name; correct it")
+  name = r"[a-z]([a-z0-9-]*[a-z0-9])?"
+  project = rf"([a-z0-9.-]+:)?{name}"
+  jobs_.check_names(asked.words, {"zone": name, "project": project, "vms": f"{name}(,{name})*"})
   backend = Gcloud(asked)
+  created = [key for key in ("chip", "chips", "slices", "spot") if key in asked.words]
+  if backend.vms and created:
+    raise ConfigError(
+      f"with={created[0]}={asked.words[created[0]]}: is of slices that are created, and --with vms names "
+      "machines that are there; leave one out"
+    )
+  if len(set(backend.vms)) < len(backend.vms):
+    raise ConfigError(f"with=vms={asked.words['vms']}: names a machine twice; leave one out")
   cloud.check_jobs(asked, backend, members, placed=not backend.vms)
   if not asked.dry_run:
     _need_gcloud()

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -170,18 +171,33 @@ def read_words(pairs: Sequence[str], known: Mapping[str, str], on: str) -> dict[
       raise ConfigError(f"with={text}: must be KEY=VALUE; --on {on} knows {', '.join(known)}")
     if key not in known:
       hint = suggest(key, known) if known else "leave it out"
-      raise ConfigError(f"with={text}: --on {on} knows no {key}; {hint}")
+      raise ConfigError(f"with={text}: --on {on} knows no {key or 'such option'}; {hint}")
+    if key in words:
+      raise ConfigError(f"with={text}: {key} is given twice; leave one out")
+    if not value:
+      raise ConfigError(f"with={text}: names nothing; give {key} a value, or leave it out")
     words[key] = value
   return words
 
 
-def read_count(words: Mapping[str, str], key: str, default: int | None = None) -> int | None:
-  """A whole number >= 1 among the words of a back end."""
+def read_count(
+  words: Mapping[str, str], key: str, default: int | None = None, least: int = 1
+) -> int | None:
+  """A whole number >= `least` among the words of a back end."""
   if key not in words:
     return default
-  if not words[key].isdigit() or int(words[key]) < 1:
-    raise ConfigError(f"with={key}={words[key]}: must be a whole number of at least 1; use 1")
+  if not re.fullmatch(r"[0-9]{1,9}", words[key]) or int(words[key]) < least:
+    raise ConfigError(
+      f"with={key}={words[key]}: must be a whole number of at least {least}; use {least}"
+    )
   return int(words[key])
+
+
+def check_names(words: Mapping[str, str], patterns: Mapping[str, str]) -> None:
+  """ConfigError where a word does not match its pattern in full."""
+  for key, pattern in patterns.items():
+    if key in words and not re.fullmatch(pattern, words[key], re.ASCII):
+      raise ConfigError(f"with={key}={words[key]}: must be a name, as {pattern} says; correct it")
 
 
 def read_switch(words: Mapping[str, str], key: str, default: bool = False) -> bool:

@@ -111,7 +111,7 @@ class JobSet:
     if placement.family.shapes:  # a slice is a node pool, and a node pool belongs to one job
       key = "alpha.jobset.sigs.k8s.io/exclusive-topology"
       metadata["annotations"] = {key: "cloud.google.com/gke-nodepool"}
-    restarts = jobs_.read_count(self._words, "restarts", 10)
+    restarts = jobs_.read_count(self._words, "restarts", 10, least=0)
     template = {
       "backoffLimit": 0,
       "completionMode": "Indexed",
@@ -210,6 +210,10 @@ class JobSet:
 def make(asked: Asked, members: Sequence[Member]) -> JobSet:
   """ConfigError where kubectl is missing, the code is not committed, or a chip does not fit."""
   cloud.check_folder(asked, "jobset")
+  label = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+  names = dict.fromkeys(("namespace", "queue"), label)
+  account, image = r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", r"[\w.:/@-]+"
+  jobs_.check_names(asked.words, {**names, "account": account, "image": image})
   backend = JobSet(asked)
   cloud.check_jobs(asked, backend, members)
   if not asked.dry_run:

@@ -10,7 +10,7 @@ import pathlib
 from collections.abc import Container, Mapping, Sequence
 
 from experiments.launch.wandb_sweep import shared_overrides, varied
-from experiments.sweep.search import Range, parse_range
+from experiments.sweep.search import Range, once, parse_range
 from experiments.sweep.sweep import Experiment, Member, Run, resolve_run, run_name
 from lm.config.errors import ConfigError, first_line
 
@@ -26,6 +26,7 @@ class Study:
     folder: of the runs.
     at_once: trials at work side by side.
     seed: of the sampler.
+    dry: proposes without writing down what was proposed.
 
   Raises:
     ConfigError: Optuna is missing, or the words are no search.
@@ -38,6 +39,7 @@ class Study:
     folder: pathlib.Path,
     at_once: int,
     seed: int = 0,
+    dry: bool = False,
   ):
     try:
       import optuna
@@ -51,17 +53,35 @@ class Study:
       )
     self._optuna, self._n_trials, self._at_once = optuna, int(count), at_once
     self._folder, self._config = folder, experiment.runs[0].config
-    self._ranges = dict(map(parse_range, texts)) or _choices(experiment)
+    self._ranges = once("optuna", map(parse_range, texts)) or _choices(experiment)
+    first = experiment.runs[0].overrides
+    differing = {k for r in experiment.runs for k in r.overrides if r.overrides[k] != first.get(k)}
+    if ignored := sorted(differing - set(self._ranges)):
+      raise ConfigError(
+        f"optuna={' '.join(asked)}: runs of {experiment.name} differ in {ignored[0]}, which is not searched; "
+        "give it a range too, or one value with --set"
+      )
     self._fixed = _fixed(experiment, self._ranges)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    folder.mkdir(parents=True, exist_ok=True)
+    begun = optuna.load_study if (folder / FILE).exists() else None
+    earlier = begun and begun(study_name=experiment.name, storage=_storage(optuna, folder))
+    before = earlier.user_attrs.get("asked", asked) if earlier else asked
+    if list(before[1:]) != list(texts):
+      raise ConfigError(
+        f"optuna={' '.join(asked)}: the search in {folder} is over {' '.join(before[1:]) or 'its values'}; "
+        "give the same ranges, or begin another with --save_as"
+      )
+    if not dry:
+      folder.mkdir(parents=True, exist_ok=True)
     self.study = optuna.create_study(
       study_name=experiment.name,
-      storage=_storage(optuna, folder),
+      storage=None if dry else _storage(optuna, folder),
       sampler=optuna.samplers.TPESampler(seed=seed, constant_liar=at_once > 1),
       direction="minimize",
       load_if_exists=True,
     )
+    if dry and earlier:
+      self.study.add_trials(earlier.get_trials(deepcopy=False))
     self.study.set_user_attr("asked", list(asked))
     self._members: dict[int, Member] = {}
 

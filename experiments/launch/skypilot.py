@@ -114,7 +114,7 @@ class SkyPilot:
       if placement.hosts > 1:
         task["num_nodes"] = placement.hosts
     resources["use_spot"] = jobs_.read_switch(self._words, "spot", True)
-    restarts = jobs_.read_count(self._words, "restarts", 0)
+    restarts = jobs_.read_count(self._words, "restarts", 0, least=0)
     resources["job_recovery"] = {
       "strategy": "EAGER_NEXT_REGION",
       "max_restarts_on_errors": restarts,
@@ -138,6 +138,7 @@ class SkyPilot:
 def make(asked: Asked, members: Sequence[Member]) -> SkyPilot:
   """ConfigError where `sky` is missing, the code is not committed, or a chip does not fit."""
   cloud.check_folder(asked, "skypilot")
+  jobs_.check_names(asked.words, {"infra": r"[\w.*/-]+"})
   backend = SkyPilot(asked)
   cloud.check_jobs(asked, backend, members)
   if not asked.dry_run:

@@ -16,6 +16,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from lm.config.errors import ConfigError
+from lm.runs.rundir import changed_section
+from lm.setup.load import from_json
 
 # Row keys: (meaning). Beside them a row holds every config key ("optim.peak_lr") and the last value
 # of every eval/ and train/ metric.
@@ -267,6 +269,14 @@ class _Damaged(Exception):
   """A file of a run directory is not JSON."""
 
 
+def _changed(config: Mapping, run: object) -> str | None:
+  """The section of config.json that says other than run.json; None where there is none, or by other code."""
+  try:
+    return changed_section(from_json(config), run)
+  except (ConfigError, *NONSENSE):
+    return None
+
+
 def _read(fs, path: str, name: str, curves: bool, tails: Tails | None) -> dict:
   run, launch = _json(fs, f"{path}/run.json"), _json(fs, f"{path}/launch.json")
   status, reason = status_of(run, launch)
@@ -276,6 +286,8 @@ def _read(fs, path: str, name: str, curves: bool, tails: Tails | None) -> dict:
     return row
   if not config:
     raise _Damaged("config.json is missing")
+  if section := _changed(config, run):
+    raise _Damaged(f"{section} in config.json was changed since the run was trained")
   if (
     "parameters" not in run and status == "done"
   ):  # imported or compacted: nothing was trained here

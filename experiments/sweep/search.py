@@ -224,7 +224,7 @@ def sweep_from_text(
   fixed = dict(fixed or {})
   for key in fixed:
     check_key("set", key)
-  axes = _once("grid", map(parse_axis, grids))
+  axes = once("grid", map(parse_axis, grids))
   twice = [key for key in axes if key in fixed]
   if twice:
     raise ConfigError(f"set={twice[0]}: is in a grid too; choose one of the two")
@@ -236,7 +236,7 @@ def sweep_from_text(
         f"random={' '.join(random)}: must be a number of draws, then key=RANGE; "
         "for example --random 20 optim.peak_lr=log:1e-4..1e-2"
       )
-    ranges = _once("random", map(parse_range, texts))
+    ranges = once("random", map(parse_range, texts))
     twice = [key for key in ranges if key in axes or key in fixed]
     if twice:
       raise ConfigError(f"random={twice[0]}: is in a grid or in --set too; choose one of the two")
@@ -260,7 +260,7 @@ def sweep_from_text(
   return make_experiment(name, runs, halving=halving and parse_halving(halving))
 
 
-def _once(option: str, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+def once(option: str, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
   """The pairs as a dict; ConfigError where a key comes twice."""
   found: dict[str, Any] = {}
   for key, value in pairs:

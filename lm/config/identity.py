@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Collection, Mapping
 
 from lm.config.schema import Config, flatten, rules_of
 
@@ -11,9 +12,22 @@ def identity(cfg: Config) -> str:
 
   A key with its neutral value does not count, so that a key that comes later changes no run's identity.
   """
+  return _digest(cfg, identity_fields(cfg))
+
+
+def section_identities(cfg: Config, without: Collection[str] = ()) -> dict[str, str]:
+  """{"model": 12 hex digits, ...} as of `identity`, but for each section, without some keys."""
+  sections: dict[str, dict[str, object]] = {}
+  for key, value in identity_fields(cfg).items():
+    if "." in key and key not in without:
+      sections.setdefault(key.partition(".")[0], {})[key] = value
+  return {name: _digest(cfg, fields) for name, fields in sections.items()}
+
+
+def _digest(cfg: Config, fields: Mapping[str, object]) -> str:
   known = rules_of(cfg)
-  fields = {k: v for k, v in identity_fields(cfg).items() if v != known[k].neutral}
-  return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
+  counted = {k: v for k, v in fields.items() if v != known[k].neutral}
+  return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def identity_fields(cfg: Config) -> dict[str, object]:

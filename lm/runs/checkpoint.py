@@ -17,6 +17,8 @@ from lm.config.errors import ConfigError, first_line
 from lm.config.schema import CheckpointConfig, Config
 from lm.devices import processes
 from lm.files import read_jsonl
+from lm.models import trees
+from lm.models.registry import make_model
 from lm.runs import manifest, packed
 from lm.runs.metrics import watched
 from lm.runs.rundir import checkpoint_steps, read_config
@@ -140,6 +142,25 @@ def load_params(workdir: pathlib.Path, which: str = "best") -> tuple[Any, int]:
   return usable_params(state), step
 
 
+def _check_shapes(workdir: pathlib.Path, step: int, params: Any) -> None:
+  """ConfigError where a parameter has another shape than the model of config.json gives it."""
+  cfg = read_config(workdir)
+  model = make_model(cfg.model)
+  wanted = jax.eval_shape(lambda key: trees.init_params(model, key), jax.random.key(0))
+  here, there = map(_by_path, (wanted, params))
+  for name, leaf in there.items():
+    if name in here and here[name].shape != leaf.shape:
+      raise ConfigError(
+        f"workdir={workdir}: {name} is {leaf.shape} in checkpoint {step}, and {here[name].shape} by "
+        "config.json: one of them is of another run; bring it back from a copy"
+      )
+
+
+def _by_path(tree: Any) -> dict[str, Any]:
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
 def usable_params(state: Mapping[str, Any]) -> Any:
   """The weights to use: the moving average where there is one."""
   return state["params"] if state.get("ema") is None else state["ema"]
@@ -156,7 +177,7 @@ def load_state(workdir: pathlib.Path, which: str = "best") -> tuple[dict[str, An
   by its number must be whole itself.
 
   Raises:
-    ConfigError: no run or no such checkpoint there, or none that is whole.
+    ConfigError: no run or no such checkpoint there, none that is whole, or one of another model.
   """
   if (workdir / packed.FILE).is_file():
     params, step = packed.read(workdir)
@@ -193,6 +214,7 @@ def load_state(workdir: pathlib.Path, which: str = "best") -> tuple[dict[str, An
       else:
         for line in damage:
           print(f"{line}; using checkpoint {tried} instead", file=sys.stderr)
+        _check_shapes(workdir, tried, state["params"])
         return {"extra": {}, **state}, tried
     damage.append(f"{folder / str(tried)}: {why}")
   raise ConfigError(

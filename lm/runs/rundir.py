@@ -5,6 +5,7 @@ it ended.
 """
 
 import dataclasses
+import json
 import os
 import pathlib
 import platform
@@ -19,7 +20,7 @@ from importlib import metadata
 import jax
 
 from lm.config.errors import ConfigError
-from lm.config.identity import identity, identity_fields
+from lm.config.identity import identity, identity_fields, section_identities
 from lm.config.schema import Config
 from lm.files import read_jsonl, read_object, write_json
 from lm.runs import bucket, manifest
@@ -52,6 +53,7 @@ def open_run(workdir: pathlib.Path, cfg: Config, facts: Mapping[str, object]) ->
   make_folder(workdir)
   run = {
     "id": identity(cfg),
+    "sections": section_identities(cfg, OF_DATA),
     "better": watched(cfg).better,
     "wandb_id": earlier.get("wandb_id", f"{identity(cfg)}-{uuid.uuid4().hex[:6]}"),
     "status": "running",
@@ -171,7 +173,8 @@ def read_config(workdir: pathlib.Path) -> Config:
   """The resolved config of a run.
 
   Raises:
-    ConfigError: there is no run in that directory, or what says so is damaged.
+    ConfigError: there is no run in that directory, what says so is damaged, or config.json says other
+      than what the run was trained with (`changed_section`).
   """
   workdir = pathlib.Path(workdir)
   path, name = workdir / "config.json", bucket.name_of(workdir)
@@ -180,9 +183,36 @@ def read_config(workdir: pathlib.Path) -> Config:
       f"workdir={name}: holds no run (no config.json); "
       f"train one with python train.py --workdir {shlex.quote(name)}"
     )
-  return from_json(
+  cfg = from_json(
     read_object(path, "bring it back from a copy, or train again in another --workdir")
   )
+  section = changed_section(cfg, _plain_json(workdir / "run.json"))
+  if section:
+    raise ConfigError(
+      f"workdir={name}: {section} in config.json was changed since the run was trained; bring it back from "
+      "a copy, or train what it says now in another --workdir"
+    )
+  return cfg
+
+
+def changed_section(cfg: Config, run: object) -> str | None:
+  """The section of a config whose identity is not the one in run.json; None where all are, or none is known.
+
+  Where the data lie may change, as where a run was moved: their fingerprints are looked at instead.
+  """
+  known = run.get("sections") if isinstance(run, dict) else None
+  if not isinstance(known, dict):
+    return None
+  mine = section_identities(cfg, OF_DATA)
+  return next((k for k in mine if k != "data" and k in known and known[k] != mine[k]), None)
+
+
+def _plain_json(path: pathlib.Path) -> object:
+  """What a file of JSON holds; None where it cannot be read."""
+  try:
+    return json.loads(path.read_text(encoding="utf-8"))
+  except (OSError, ValueError, RecursionError):
+    return None
 
 
 def dashboard_facts(run: Mapping[str, object]) -> dict[str, object]:
