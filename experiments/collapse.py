@@ -9,9 +9,9 @@ rung once more with a peak rate 8 times too large, and once with a quarter of it
 Nuisance: seed, four a rung.
 Fixed: as in experiments/isoflop_wide.py; the validation loss is read 20 times a run, so that no noise of
 batches is in the curves.
-Answer (experiments/results/collapse/ledger.jsonl, 3 minutes on 2 cores): not told at this scale. The spread is
-1.1 [0.6, 2.3] times the noise, and neither bad rung lies farthest from the others: losses of 4 to 31 thousand
-parameters show no floor L0 to subtract (the fit's is 0), and four seeds leave the noise uncertain twofold:
+Answer (experiments/results/collapse/ledger.jsonl, 3 minutes on 2 cores): not told at this scale. The spread
+is 1.1 [0.6, 2.3] times the noise, and neither bad rung lies farthest from the others: losses of 4 to 31
+thousand parameters show no floor L0 to subtract (the fit's is 0), and four seeds leave the noise uncertain:
 python -m experiments report collapse --ledger experiments/results/collapse/ledger.jsonl
 Not run: --scale gpu, of width 64 times the depth.
 Done when the tolerance of both ladders, with and without the bad rung, is known well enough to be told apart.
