@@ -39,7 +39,7 @@ from lm.tasks.texts import Writing
 from lm.training.compile_cache import keep_compiled
 from lm.training.programs import Programs, extra_of, make_programs
 
-FIELDS = ("text_field", "pair_field", "label_field")  # of records with labels
+FIELDS = ("text_field", "pair_field", "label_field", "truncate")  # of records with labels
 ONE_DEVICE = MeshConfig(replica=1, fsdp=1, expert=1, sequence=1, tensor=1)
 
 
@@ -91,7 +91,7 @@ def evaluate_run(
   checkpoint: str = "best",
   stride: int | None = None,
   max_tokens: int | None = None,
-  fields: Mapping[str, str] = MappingProxyType({}),
+  fields: Mapping[str, object] = MappingProxyType({}),
 ) -> dict[str, object]:
   """Scores a trained run.
 
@@ -101,8 +101,8 @@ def evaluate_run(
     checkpoint: "best", "latest" or a step.
     stride: predicted tokens a window; the rest of the window is context. None = whole windows.
     max_tokens: whole documents up to so many tokens; None = all.
-    fields: {"text_field" | "pair_field" | "label_field": how the records of `data` call it}; the run's own
-      if absent.
+    fields: {"text_field" | "pair_field" | "label_field": how the records of `data` call it; "truncate":
+      whether texts longer than the model are cut}; the run's own if absent.
 
   Returns:
     {"workdir", "step", "data", "fingerprint", the objective's scores, and the set's facts such as "tokens"
@@ -112,6 +112,8 @@ def evaluate_run(
     ConfigError: no such run, checkpoint or data; a stride outside [1, seq_len].
   """
   cfg = rundir.read_config(workdir)
+  if max_tokens is not None and max_tokens < 1:
+    raise ConfigError(f"max_tokens={max_tokens}: must be at least 1; leave it out for all")
   if stride is not None and not 1 <= stride <= cfg.model.seq_len:
     raise ConfigError(f"stride={stride}: must be in [1, {cfg.model.seq_len}]; use the model's half")
   keep_compiled(cfg.data.cache_dir)
@@ -125,6 +127,7 @@ def evaluate_run(
       f"workdir={workdir}: has no {missing[0]}, as it was imported without; train one with train.init_from"
     )
   opened = _open(workdir, cfg, data, fields)
+  cfg = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, **fields))
   chosen = kind.held_out(opened) if data is None else kind.extra_set(opened, data)
   batches = kind.evaluate(chosen, cfg, max_tokens, stride)
   put = lambda tree, layout: jax.device_put(tree, layout)
@@ -145,7 +148,9 @@ def evaluate_run(
   }
 
 
-def _open(workdir: pathlib.Path, cfg: Config, data: str | None, fields: Mapping[str, str]) -> Any:
+def _open(
+  workdir: pathlib.Path, cfg: Config, data: str | None, fields: Mapping[str, object]
+) -> Any:
   """What the run was trained on, or, of an imported one with labels, what reads `data` by its labels."""
   kind = kind_of(cfg)
   if fields and (data is None or not kind.labelled):
@@ -213,7 +218,11 @@ def main(argv: list[str]) -> int:
   parser.add_argument("--checkpoint", default="best", help="best, latest or a step")
   parser.add_argument("--stride", type=int, help="predicted tokens a window, the rest is context")
   parser.add_argument("--max_tokens", type=int, help="whole documents up to so many tokens")
-  for key in FIELDS:
+  parser.add_argument(
+    "--truncate", action="store_true", default=None,
+    help="of --data with labels: cut texts longer than the model, as data.truncate=True does",
+  )  # fmt: skip
+  for key in FIELDS[:-1]:
     parser.add_argument(f"--{key}", help=f"of --data with labels, instead of the run's data.{key}")
   parser.add_argument("--task", help="NAME:FILE instead of the loss, such as summary:test.jsonl")
   parser.add_argument(

@@ -13,7 +13,7 @@ import pathlib
 from collections.abc import Sequence
 
 from lm.config.command_line import Parser, read_text, reject_unknown, run_main
-from lm.config.errors import ConfigError
+from lm.config.errors import ConfigError, check_within
 from lm.config.schema import Config
 from lm.data.tokenizers import load_tokenizer
 from lm.models.beam import make_beam_search
@@ -55,6 +55,7 @@ def main(argv: list[str]) -> int:
   parser.add_argument("--json", action="store_true", help="one JSON object a sample")
   options, unknown = parser.parse_known_args(argv)
   reject_unknown(parser, unknown)
+  check_within("seed", options.seed, "[0, 2147483647]", "0")
   sampling = check_sampling(options)
   check_beams(parser, options)
   check_interpolation(parser, options)

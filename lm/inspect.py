@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm.config.command_line import Parser, reject_unknown, run_main
+from lm.config.command_line import Parser, check_page, reject_unknown, run_main
 from lm.config.errors import ConfigError
 from lm.models.attention.forms import attend
 from lm.models.decoder import Block, Decoder
@@ -364,6 +364,7 @@ def main(argv: Sequence[str]) -> int:
   reject_unknown(parser, unknown)
   run = load(options.workdir, options.checkpoint)
   looked = look(run, options.text)
+  check_page(options.out)
   out = options.out or f"{options.workdir.rstrip('/')}/inspect.html"
   try:
     with bucket.written("out", out) as path:

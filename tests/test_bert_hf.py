@@ -125,6 +125,23 @@ def test_an_imported_classifier_is_scored_on_records_with_its_labels(tmp_path, c
     evaluate.main(["--workdir", str(run), "--text_field", "0"])
 
 
+def test_texts_that_are_too_long_for_an_imported_classifier_are_cut_where_that_is_said(tmp_path):
+  pytest.importorskip("transformers")
+  folder_of("BertForSequenceClassification", tmp_path / "in")
+  run, file = tmp_path / "run", tmp_path / "test.tsv"
+  assert main(["import", "--from", str(tmp_path / "in"), "--workdir", str(run)]) == 0
+  file.write_text("this is an example\tworld\n" + "w1 " * 600 + "\tsports\n")
+  words = ["--workdir", str(run), "--data", f"text:{file}", "--text_field", "0"]
+  words += ["--label_field", "1", "--json"]
+  with pytest.raises(ConfigError, match=r"or cut them with data\.truncate=True"):
+    evaluate.main(words)
+  assert evaluate.main([*words, "--truncate"]) == 0
+  with pytest.raises(ConfigError, match="truncate=True: is of records with labels"):
+    evaluate.main(["--workdir", str(run), "--truncate"])
+  with pytest.raises(ConfigError, match="max_tokens=-5: must be at least 1"):
+    evaluate.main([*words, "--max_tokens", "-5"])
+
+
 def test_an_imported_tagger_is_scored_on_columns_of_words_and_tags(tmp_path):
   pytest.importorskip("transformers")
   folder_of("BertForTokenClassification", tmp_path / "in")

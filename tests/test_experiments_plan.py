@@ -436,7 +436,7 @@ def test_wrong_words_for_a_table_get_one_line(tmp_path):
   for words, line in (
     (["--where", "x"], "must be COLUMN=TEXT"),
     (["--unit", "flops"], "unit=flops=: must be params, tokens, loss or flops"),
-    (["--params", "m"], "n_params='m': no such column"),
+    (["--params", "m"], "params='m': no such column"),
     (["--law", "chinchila"], "chinchila"),
     ([], "rows=1: chinchilla has 5 free parameters"),
   ):

@@ -120,3 +120,10 @@ def test_bad_options_name_the_rule():
 def test_settings_that_would_not_be_read_are_refused(tmp_path, words, message):
   with pytest.raises(ConfigError, match=message):
     main(["--workdir", str(tmp_path), *words])
+
+
+@pytest.mark.parametrize("seed", ["-1", "99999999999999999999"])
+def test_a_seed_is_in_the_range_that_configs_have(seed, tmp_path):
+  words = ["--workdir", str(tmp_path), "--prompt", "a", "--seed", seed]
+  with pytest.raises(ConfigError, match=rf"seed={seed}: must be in \[0, 2147483647\]"):
+    main(words)

@@ -216,7 +216,12 @@ def test_each_held_out_run_is_printed_with_its_prediction_interval(tmp_path, cap
     (["--unit", "params=dozens"], "unit=params=dozens: must be params"),
     (["--column", "steps"], "column=steps: must be OURS=THEIRS"),
     (["--where", "mood=good"], "where='mood': no such column"),
-    (["--cluster", "family"], "family='family': no such column"),
+    (["--cluster", "family"], "^cluster='family': no such column"),
+    (["--law", "isoflop", "--budget", "family"], "^budget='family': no such column"),
+    (["--law", "envelope", "--run", "family"], "^run='family': no such column"),
+    (["--law", "hyper", "--of", "family"], "^of='family': no such column"),
+    (["--params", "family"], "^params='family': no such column"),
+    (["--seed", "99999999999999999999"], r"seed=9+: must be in \[0, 2147483647\]"),
     (["--intervals", "bootstrap"], "choose among case"),
   ],
 )

@@ -23,6 +23,7 @@ from experiments.report import tables
 from experiments.report.claims import is_estimate, verdicts
 from experiments.sweep import halving as halvings
 from experiments.sweep import sweep
+from lm.config.command_line import check_page
 from lm.config.errors import ConfigError
 from lm.runs import bucket, rundir
 
@@ -311,12 +312,6 @@ def _where(options) -> ledgers.Ledger:
       f"where={options.where[0]}: none of {len(everything)} runs meets it; widen it"
     )
   return rows
-
-
-def check_page(out: str | None) -> None:
-  """ConfigError unless a page can be written there, as far as the name says."""
-  if out and not out.lower().endswith((".html", ".htm")):
-    raise ConfigError(f"out={out}: the page is HTML; let the file's name end in .html")
 
 
 def print_path(options, path: str | pathlib.Path) -> None:

@@ -10,7 +10,7 @@ from experiments.ledger import ledger as ledgers
 from experiments.race import judge, recipes
 from experiments.sweep import halving as halvings
 from experiments.sweep import search, sweep
-from lm.config.errors import ConfigError
+from lm.config.errors import ConfigError, check_within
 from lm.files import write_json
 
 
@@ -27,6 +27,7 @@ def select(options) -> sweep.Experiment:
   if described and not options.config:
     raise ConfigError(f"{described[0]}=...: needs --config FILE; for example configs/smoke.py")
   changes = _pairs(options.set)
+  check_within("seed", options.seed, "[0, 2147483647]", "0")
   if options.config and options.scale:
     raise ConfigError(f"scale={options.scale}: is of an experiment file; leave it out")
   if options.config:

@@ -9,6 +9,7 @@ import difflib
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -110,10 +111,10 @@ def nearest(ours: str, theirs: str, header: Sequence[str]) -> str:
   return f"no such column; {hint}columns: {', '.join(header)}".replace("\n", " ")
 
 
-def check_column(ours: str, theirs: str, header: Sequence[str]) -> None:
-  """ValueError with the nearest names unless `theirs` is a column."""
+def check_column(ours: str, theirs: str, header: Sequence[str], option: str | None = None) -> None:
+  """ValueError with the nearest names unless `theirs` is a column; `option` is what named it, else `ours`."""
   if theirs not in header:
-    raise ValueError(f"{ours}={theirs!r}: {nearest(ours, theirs, header)}")
+    raise ValueError(f"{option or ours}={theirs!r}: {nearest(ours, theirs, header)}")
 
 
 def _total_flops(name: str) -> tuple[str, float] | None:
@@ -123,13 +124,17 @@ def _total_flops(name: str) -> tuple[str, float] | None:
 
 
 def choose(
-  header: Sequence[str], names: Mapping[str, str], column_of: Callable[[str], list]
+  header: Sequence[str],
+  names: Mapping[str, str],
+  column_of: Callable[[str], list],
+  options: Mapping[str, str] = MappingProxyType({}),
 ) -> Choice:
   """The columns of a table.
 
   Args:
     header: theirs.
     names: our name -> theirs, as the caller named them.
+    options: our name -> the option that named the column.
     column_of: a column's cells. Of several that look alike, those without a single number are none.
 
   Raises:
@@ -137,7 +142,7 @@ def choose(
   """
   chosen, unclear, notes = {}, {}, []
   for ours, theirs in names.items():
-    check_column(ours, theirs, header)
+    check_column(ours, theirs, header, options.get(ours))
     chosen[ours] = theirs
   units = {h: _total_flops(h) or cells.split_unit(h) for h in header}
   filled = lambda h: any(np.isfinite(cells.number(c)) for c in column_of(h))

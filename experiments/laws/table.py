@@ -171,6 +171,7 @@ def read_table(
   scale: Mapping[str, float] | None = None,
   decimal: str | None = None,
   drop_repeats: bool = False,
+  options: Mapping[str, str] | None = None,
 ) -> Table:
   """Reads runs from CSV, TSV, Markdown, LaTeX, JSON, JSONL (.gz) or parquet; "-" is standard input.
 
@@ -184,23 +185,26 @@ def read_table(
       parameters or GFLOPs; without it, a header such as `Params (M)` is believed, and noted.
     decimal: "point" or "comma"; None: what the columns show.
     drop_repeats: leave out rows that repeat an earlier one cell for cell.
+    options: {our name or label: the option that named the column}, for errors.
 
   Raises:
     ValueError: an unknown column (with the nearest names), two possible readings, or no row.
   """
   try:
-    return _read(path, dict(names or {}), labels, where, dict(scale or {}), decimal, drop_repeats)
+    return _read(
+      path, dict(names or {}), labels, where, dict(scale or {}), decimal, drop_repeats, options or {}
+    )  # fmt: skip
   except ValueError as error:  # names and cells of a file may hold line breaks
     raise ValueError(" ".join(str(error).splitlines())) from error
 
 
-def _read(path, names, labels, where, scale, decimal, drop_repeats) -> Table:
+def _read(path, names, labels, where, scale, decimal, drop_repeats, options) -> Table:
   if decimal is not None and decimal not in cells.MARKS:
     raise ValueError(f"decimal={decimal!r}: must be point or comma")
   source = sources.read_rows(path)
-  choice = columns.choose(source.header, names, source.column)
+  choice = columns.choose(source.header, names, source.column, options)
   for column in labels:
-    columns.check_column(column, column, source.header)
+    columns.check_column(column, column, source.header, options.get(column))
   numbers = _reader(source, decimal, choice)
   numbers_of = lambda column: numbers(column).values
   tests = [(text, conditions.parse(text, source.header, numbers_of)) for text in where]

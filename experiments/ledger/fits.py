@@ -52,7 +52,7 @@ RANGES = {
   "n_boot": ("[0, inf)", "1000"), "starts": ("[1, inf)", "256"), "confidence": ("(0, 1)", "0.95"),
   "delta": ("(0, inf)", "1e-3"), "drop_highest": ("[0, inf)", "5"), "drop_beyond": ("(0, inf)", "5"),
   "min_flops": ("(0, inf)", "1e18"), "holdout": ("(0, inf)", "1e21"), "within": ("(1, inf)", "4"),
-  "near_optimal": ("(0, inf)", "0.01"), "init_loss": ("(0, inf)", "10.4"), "seed": ("[0, inf)", "0"),
+  "near_optimal": ("(0, inf)", "0.01"), "init_loss": ("(0, inf)", "10.4"), "seed": ("[0, 2147483647]", "0"),
 }  # fmt: skip
 REFIT_STARTS = 256  # of a law already fitted from its whole grid
 
@@ -201,10 +201,13 @@ def read_csv(
   known = {*laws.ALIASES, *names}
   names = {**{c: c for c in asked if c and c not in known}, **names}
   labels = [settings[k] for k in ("cluster", "run") if k in settings]
+  options = {ours: option for option, ours in COLUMN_OPTIONS.items()}
+  options |= dict.fromkeys(settings.get("on", ()), "on")
+  options |= {settings[k]: k for k in ("of", "budget", "cluster", "run") if k in settings}
   try:
     return laws.read_table(
       path, names=names, labels=labels, where=where, scale=scale, decimal=decimal,
-      drop_repeats=bool(settings.get("drop_repeats")),
+      drop_repeats=bool(settings.get("drop_repeats")), options=options,
     )  # fmt: skip
   except ValueError as error:
     raise ConfigError(" ".join(str(error).splitlines())) from error

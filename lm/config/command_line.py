@@ -83,6 +83,12 @@ def reject_unknown(parser: argparse.ArgumentParser, unknown: Sequence[str]) -> N
     raise ConfigError(f"{name}={value}: no such option; {suggest(name, options)}")
 
 
+def check_page(out: str | None) -> None:
+  """ConfigError unless a page can be written there, as far as the name says."""
+  if out and not out.lower().endswith((".html", ".htm")):
+    raise ConfigError(f"out={out}: the page is HTML; let the file's name end in .html")
+
+
 def run_main(main: Callable[[Sequence[str]], int | None]) -> None:
   """Runs a program's main: a ConfigError becomes its one line on stderr and exit code 2.
 

@@ -409,7 +409,8 @@ def check_lengths(store: Store, cfg: Config) -> None:
     text = store.string(store.k * longest)
     raise ConfigError(
       f"model.seq_len={cfg.model.seq_len}: {n} of {store.n_docs} records of {store.name} are longer, up to "
-      f"{lengths[longest]} tokens ({text[:40]!r}...); raise it, or set data.truncate=True to cut them"
+      f"{lengths[longest]} tokens ({text[:40]!r}...); raise it, or "
+      "cut them with data.truncate=True (of lm.evaluate: --truncate)"
     )
 
 

@@ -386,7 +386,8 @@ def check_lengths(store: Store, cfg: Config) -> None:
     text = store["text"][begin:end].tobytes().decode()
     raise ConfigError(
       f"model.seq_len={cfg.model.seq_len}: {n} of {len(sizes)} sentences of {store.name} are longer, up to "
-      f"{sizes[longest]} tokens ({text[:40]!r}...); raise it, or set data.truncate=True to cut them"
+      f"{sizes[longest]} tokens ({text[:40]!r}...); raise it, or "
+      "cut them with data.truncate=True (of lm.evaluate: --truncate)"
     )
 
 
