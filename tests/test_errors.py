@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from lm.config.errors import ConfigError
+from lm.config.errors import ConfigError, suggest
 from lm.data.tokenizers import known_vocab_size
 from lm.setup.load import load_config
 from lm.setup.resolve import resolve
@@ -198,3 +198,10 @@ def test_train_prints_one_line_and_exits_with_2(words, line, tmp_path):
   assert done.stdout == ""
   assert done.stderr.startswith(line) and done.stderr.count("\n") == 1
   assert not (tmp_path / "run").exists()
+
+
+def test_names_of_many_runs_are_suggested_as_they_are():
+  names = [f"width={w},lr=0.00{i}" for w in (32, 64, 96) for i in range(1, 9)]
+  said = suggest("nope", names)
+  assert said.startswith("choose from width=32,lr=0.001, ") and said.endswith(" and 14 more")
+  assert suggest("nope", [f"optim.key{i}" for i in range(30)]) == "choose from optim"

@@ -30,8 +30,11 @@ def suggest(name: str, names) -> str:
     close = [tails[t] for t in difflib.get_close_matches(name.rsplit(".", 1)[-1], tails, n=1)]
   if close:
     return f"did you mean {close[0]}?"
-  sections = dict.fromkeys(n.split(".")[0] for n in names)
-  return f"choose from {', '.join(sections if len(names) > 20 else names)}"
+  if len(names) <= 20:
+    return f"choose from {', '.join(names)}"
+  if any("=" in n for n in names):  # of runs, whose points are those of numbers
+    return f"choose from {', '.join(names[:10])} and {len(names) - 10} more"
+  return f"choose from {', '.join(dict.fromkeys(n.split('.')[0] for n in names))}"
 
 
 def check_choice(key: str, value: str, options: Iterable[str]) -> None:
