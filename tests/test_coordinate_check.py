@@ -44,7 +44,9 @@ def test_the_residual_stream_grows_with_depth_under_mup_and_not_under_completep(
     slopes = coordinate_check.slopes(rows, field)
     assert slopes["mup", "residual stream"] > 0.5
     for layer in coordinate_check.LAYERS:
-      assert abs(slopes["completep", layer]) < 0.15, (field, layer, slopes["completep", layer])
+      # Those of blocks are means over blocks, of which a deeper model has more late ones: no layer's slope.
+      limit = 0.15 if layer in ("embed", "residual stream", "final norm", "logits") else 0.25
+      assert abs(slopes["completep", layer]) < limit, (field, layer, slopes["completep", layer])
 
 
 def test_help_ends_in_a_runnable_example():

@@ -57,6 +57,9 @@ STUDIES = {
     ("response",), "11 minutes on 2 busy cores", "run depth_transfer --workers 2"
   ),
   "experts": Study(("response",), "3 minutes on 2 cores", "run experts --workers 2"),
+  "embedding_rate": Study(
+    ("response",), "14 minutes on 2 busy cores", "run embedding_rate --workers 2"
+  ),
   "collapse": Study(("collapse", "spread"), "3 minutes on 2 cores", "run collapse --workers 2"),
   "stability": Study(("response",), "6 minutes on 2 cores", "run stability --workers 2"),
   "unseen_schedule": Study(
