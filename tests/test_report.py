@@ -1,7 +1,9 @@
 """Reports, their figures and the board: what they say is what the ledger and the fits hold."""
 
+import collections
 import csv
 import doctest
+import itertools
 import json
 import math
 import re
@@ -332,6 +334,30 @@ def test_rungs_of_halving_are_lines_of_their_own_and_nothing_is_averaged_over_th
   assert (
     "validation loss of 2.9000" in markup and "The best run: 2.9000 (lr=0.003,rung=1)" in markup
   )
+
+
+def test_a_line_of_the_response_is_one_setting_however_many_are_swept(tmp_path):
+  runs = []
+  for rate, width, name, groups in itertools.product(
+    (1e-3, 3e-3, 1e-2), (32, 64), ("adamw", "lion"), ((), ("embed:lr=2",))
+  ):
+    changes = {
+      "optim.peak_lr": rate,
+      "model.width": width,
+      "optim.name": name,
+      "optim.groups": groups,
+    }
+    runs.append(sweep.Run(f"{rate:g},{width},{name},{len(groups)}", changes, SMOKE))
+    fake_run(tmp_path / runs[-1].name, changes, loss=3 - rate)
+  swept = sweep.make_experiment("swept", runs, doc="")
+  path = report.write_report(swept, read_ledger(str(tmp_path)), str(tmp_path / "r.html"))
+  panels = [
+    list(csv.DictReader(text.splitlines()))
+    for text in specs_of(path.read_text())[-1]["datasets"].values() if text.startswith("name,")
+  ]  # fmt: skip
+  lines = [collections.Counter((p["by"], p["value"]) for p in points) for points in panels]
+  assert sum(map(len, lines)) >= 24 and {n for line in lines for n in line.values()} == {1}
+  assert any("embed:lr=2" in by and "[" not in by for line in lines for by, _ in line)
 
 
 def test_a_sweep_of_words_is_reproduced_by_its_command(tmp_path):

@@ -350,8 +350,11 @@ def _response(page: Page, experiment: Experiment, done: Ledger) -> None:
   x = max(numeric, key=lambda k: len({r[k] for r in rows}))
   others = sorted((k for k in swept if k != x), key=lambda k: -len({str(r[k]) for r in rows}))
   others = ["rung", *others] if experiment.halving else others
-  by = others[0] if others else None
   split = others[1] if len(others) > 1 else None
+  lines = [key for key in others if key != split]
+  by = ", ".join(lines) if lines else None
+  if len(lines) > 1:  # nothing is averaged over what is not shown
+    rows = [{**row, by: ", ".join(_setting(row[key]) for key in lines)} for row in rows]
   best = min(rows, key=lambda r: (-r.get("rung", 0), judge.rank(r[judge.key])))
   caption = f"{judge.name[:1].upper()}{judge.name[1:]} of n = {len(rows)} finished runs against {x}"
   caption += f", a line for each {by}" if by else ""
@@ -362,6 +365,11 @@ def _response(page: Page, experiment: Experiment, done: Ledger) -> None:
     f"{caption}. Lines go through means of repeats; the best of each is ringed. The best run: "
     f"{best[judge.key]:.4f} ({best['name']}).",
   )
+
+
+def _setting(value) -> str:
+  """A value as a legend has it."""
+  return (",".join(map(str, value)) or "none") if isinstance(value, list | tuple) else str(value)
 
 
 def _independent(rows: Sequence[Mapping], keys: Sequence[str]) -> list[str]:
