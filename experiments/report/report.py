@@ -352,15 +352,17 @@ def _response(page: Page, experiment: Experiment, done: Ledger) -> None:
   others = ["rung", *others] if experiment.halving else others
   split = others[1] if len(others) > 1 else None
   lines = [key for key in others if key != split]
-  by = ", ".join(lines) if lines else None
-  if len(lines) > 1:  # nothing is averaged over what is not shown
-    rows = [{**row, by: ", ".join(_setting(row[key]) for key in lines)} for row in rows]
+  line = ", ".join(lines)
+  by = line or None
   best = min(rows, key=lambda r: (-r.get("rung", 0), judge.rank(r[judge.key])))
+  shown = rows
+  if len(lines) > 1:  # nothing is averaged over what is not shown
+    shown = [{**row, line: ", ".join(_setting(row[key]) for key in lines)} for row in rows]
   caption = f"{judge.name[:1].upper()}{judge.name[1:]} of n = {len(rows)} finished runs against {x}"
   caption += f", a line for each {by}" if by else ""
   caption += f", a panel for each {split}" if split else ""
   page.figure(
-    charts.response(rows, x, by, split),
+    charts.response(shown, x, by, split),
     "response",
     f"{caption}. Lines go through means of repeats; the best of each is ringed. The best run: "
     f"{best[judge.key]:.4f} ({best['name']}).",
