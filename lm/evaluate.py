@@ -39,7 +39,7 @@ from lm.tasks.texts import Writing
 from lm.training.compile_cache import keep_compiled
 from lm.training.programs import Programs, extra_of, make_programs
 
-FIELDS = ("text_field", "pair_field", "label_field", "truncate")  # of records with labels
+FIELDS = ("text_field", "pair_field", "label_field")  # of records with labels
 ONE_DEVICE = MeshConfig(replica=1, fsdp=1, expert=1, sequence=1, tensor=1)
 
 
@@ -126,10 +126,10 @@ def evaluate_run(
     raise ConfigError(
       f"workdir={workdir}: has no {missing[0]}, as it was imported without; train one with train.init_from"
     )
-  opened = _open(workdir, cfg, data, fields)
-  cfg = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, **fields))
+  renamed = _renamed(cfg, data, fields)
+  opened = _open(workdir, cfg, renamed, data)
   chosen = kind.held_out(opened) if data is None else kind.extra_set(opened, data)
-  batches = kind.evaluate(chosen, cfg, max_tokens, stride)
+  batches = kind.evaluate(chosen, renamed, max_tokens, stride)
   put = lambda tree, layout: jax.device_put(tree, layout)
   params = put(usable_params(state), programs.state_sharding.params)
   extra = extra_of(programs, state)
@@ -148,22 +148,31 @@ def evaluate_run(
   }
 
 
-def _open(
-  workdir: pathlib.Path, cfg: Config, data: str | None, fields: Mapping[str, object]
-) -> Any:
-  """What the run was trained on, or, of an imported one with labels, what reads `data` by its labels."""
+def _renamed(cfg: Config, data: str | None, fields: Mapping[str, object]) -> Config:
+  """The run's config with how the records of `data` are read; ConfigError where these have no labels."""
   kind = kind_of(cfg)
-  if fields and (data is None or not kind.labelled):
+  if not fields:
+    return cfg
+  if data is None or not kind.labelled:
     key, value = next(iter(fields.items()))
     raise ConfigError(f"{key}={value}: is of records with labels that --data names; leave it out")
-  renamed = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, **fields))
-  if fields:
-    kind.check(renamed)
+  found = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, **fields))
+  kind.check(found)
+  return found
+
+
+def _open(workdir: pathlib.Path, cfg: Config, renamed: Config, data: str | None) -> Any:
+  """What the run was trained on, or, of an imported one with labels, what reads `data` by its labels.
+
+  Args:
+    renamed: the run's config with what `data` calls its fields.
+  """
+  kind = kind_of(cfg)
   run = rundir.read_run(workdir)
   if kind.untrained is None or "labels" not in run or run.get("data"):
     opened = kind.open(cfg)
     own = renamed if isinstance(getattr(opened, "cfg", None), Config) else renamed.data
-    return dataclasses.replace(opened, cfg=own) if fields else opened
+    return opened if renamed == cfg else dataclasses.replace(opened, cfg=own)
   if data is None:
     raise ConfigError(
       f"workdir={workdir}: was imported and has no held-out set; name one with --data text:FILE"
@@ -184,7 +193,8 @@ def _score(options) -> dict[str, object]:
     for name, off in {**Writing()._asdict(), "limit": None, "answers": None}.items():
       if getattr(options, name) != off:
         raise ConfigError(f"{name}={getattr(options, name)}: is of a task; add --task")
-    fields = {key: getattr(options, key) for key in FIELDS if getattr(options, key) is not None}
+    asked = (*FIELDS, "truncate")
+    fields = {key: getattr(options, key) for key in asked if getattr(options, key) is not None}
     return evaluate_run(
       workdir, options.data, options.checkpoint, options.stride, options.max_tokens, fields
     )
@@ -222,7 +232,7 @@ def main(argv: list[str]) -> int:
     "--truncate", action="store_true", default=None,
     help="of --data with labels: cut texts longer than the model, as data.truncate=True does",
   )  # fmt: skip
-  for key in FIELDS[:-1]:
+  for key in FIELDS:
     parser.add_argument(f"--{key}", help=f"of --data with labels, instead of the run's data.{key}")
   parser.add_argument("--task", help="NAME:FILE instead of the loss, such as summary:test.jsonl")
   parser.add_argument(

@@ -362,9 +362,9 @@ def main(argv: Sequence[str]) -> int:
   parser.add_argument("--json", action="store_true", help="print file, tokens and losses as JSON")
   options, unknown = parser.parse_known_args(argv)
   reject_unknown(parser, unknown)
+  check_page(options.out)
   run = load(options.workdir, options.checkpoint)
   looked = look(run, options.text)
-  check_page(options.out)
   out = options.out or f"{options.workdir.rstrip('/')}/inspect.html"
   try:
     with bucket.written("out", out) as path:

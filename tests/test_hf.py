@@ -545,6 +545,11 @@ def test_variants_that_the_decoder_lacks_are_refused(name, change, words):
       {"parameterization": "mup", "base_width": 8},
       "model.parameterization=mup: Hugging Face's GPT-2 has standard",
     ),
+    (
+      "gpt2",
+      {"parameterization": "completep", "base_depth": 1},
+      "model.parameterization=completep: Hugging Face's GPT-2 has standard",
+    ),
     ("gemma3", {"norm_offset": 0.0}, "model.norm_offset=0.0: Hugging Face's Gemma 3 has 1.0"),
     ("gemma2", {"embed_scale": 1.0}, "model.embed_scale=1.0: Hugging Face's Gemma 2 has 4.0"),
   ],

@@ -94,3 +94,5 @@ def test_what_cannot_be_shown_is_refused(decoder, tmp_path):
     inspect.main([*words, "a" * 65])
   with pytest.raises(ConfigError, match="cannot be written"):
     inspect.main([*words, "a", "--out", str(tmp_path / "no" / "page.html")])
+  with pytest.raises(ConfigError, match=r"out=x\.pdf: the page is HTML"):  # before a run is loaded
+    inspect.main(["--workdir", str(tmp_path / "none"), "--text", "a", "--out", "x.pdf"])

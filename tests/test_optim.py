@@ -21,6 +21,8 @@ from lm.optim.chain import (
 )
 from lm.optim.directions import OPTIMIZERS, matrix_split
 from lm.optim.schedules import SCHEDULES
+from lm.setup.load import load_config
+from lm.training.step import multipliers_of
 
 # A decoder's weights in small: three scanned layers, an attention kernel each way, vectors, a head.
 SHAPES_AXES_KINDS = {
@@ -478,6 +480,22 @@ def test_multipliers_of_completep():
   assert found.lr == ONES | {"hidden": 1 / 4}
   assert found.decay["hidden"] == 4 and found.decay["embed"] == 1
   assert set(found.eps.values()) == {1 / 4} and found.branch_eps == 1 / 8
+
+
+def test_a_configs_multipliers_are_those_of_its_width_and_depth():
+  changes = {
+    "model.parameterization": "completep",
+    "model.base_width": "32",
+    "model.base_depth": "1",
+  }
+  cfg = load_config("configs/default.py", changes)
+  wide, deep = cfg.model.width / 32, cfg.model.depth
+  assert multipliers_of(cfg) == multipliers("adamw", "completep", wide, deep)
+  assert multipliers_of(cfg).branch_eps == 1 / deep != 1
+  recurrent = load_config(
+    "configs/lstm.py", {"model.parameterization": "mup", "model.base_width": "50"}
+  )
+  assert multipliers_of(recurrent).branch_eps == 1
 
 
 def test_an_epsilon_of_a_kind_and_of_a_branch_is_adams_own():

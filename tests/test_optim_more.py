@@ -341,6 +341,24 @@ def test_multiplied_rates_are_refused_where_their_power_is_not_known(name):
   with pytest.raises(ConfigError, match=f"model.parameterization=mup: with optim.name={name} "):
     check(load_config("configs/default.py", changes))
   check(load_config("configs/default.py", changes | {"model.base_width": "128"}))
+  changes |= {"model.base_width": "128", "model.parameterization": "completep"}
+  with pytest.raises(ConfigError, match="parameterization=completep: with optim"):
+    check(load_config("configs/default.py", changes | {"model.base_depth": "2"}))
+  check(load_config("configs/default.py", changes))  # base_depth=4 is this depth
+
+
+@pytest.mark.parametrize("config, changes, message", [
+  ("configs/default.py", {"optim.name": "sgd"}, "its rows are of Adam's kin, not of optim.name=sgd; use "),
+  ("configs/lstm.py", {}, "divides residual branches, which model.family=recurrent does not let it; use mup"),
+  ("configs/bert.py", {}, "divides residual branches, which model.family=bert does not let it; use mup"),
+])  # fmt: skip
+def test_completep_is_refused_where_it_has_no_rows(config, changes, message):
+  changes = {"model.parameterization": "completep", **changes}
+  with pytest.raises(ConfigError) as error:
+    check(load_config(config, changes))
+  assert str(error.value).startswith("model.parameterization=completep: ") and message in str(
+    error.value
+  )
 
 
 def test_low_bits_are_for_running_means_alone():

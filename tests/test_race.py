@@ -487,3 +487,17 @@ def test_a_race_whose_runs_are_done_is_judged_and_goes_by_its_name(tmp_path, cap
   assert "experiments race" in command and "--budgets" in command
   with pytest.raises(ConfigError, match="no race of that name"):
     run_race("other", "--root", str(tmp_path))
+
+
+def test_a_race_with_failed_runs_exits_as_training_does(tmp_path, monkeypatch, capsys):
+  """Whether the rest can be judged or not: exit code 1 is that of runs that failed."""
+  monkeypatch.setattr(racing.commands, "train", lambda *about, **more: 1)
+  words = (*WORDS, "--seeds", "1", "--root", str(tmp_path))
+  assert run_race(*words) == 1
+  assert "needs finished runs of two recipes" in capsys.readouterr().err
+  for recipe, changes in (("a", {}), ("b", {"optim.name": "lion"})):
+    for rung, steps in enumerate((20, 40)):
+      asked = {"train.steps": steps, "seed": 0, **changes}
+      fake_run(tmp_path / "race" / f"{recipe}@{rung},seed=0", asked, loss=3 - rung)
+  assert run_race(*words) == 1
+  assert "not trained" in capsys.readouterr().err

@@ -1,10 +1,13 @@
 """Commands that read runs: what they are told counts, or is refused in one line."""
 
+import json
+
 import pytest
 
 from experiments.commands import command_line as cli
 from experiments.ledger import compare
 from experiments.ledger.ledger import read_ledger
+from experiments.report import board
 from lm.config.errors import ConfigError
 from tests.fake_runs import SMOKE, fake_run
 
@@ -115,9 +118,24 @@ def test_a_sweep_whose_words_changed_is_refused_before_they_are_saved(root):
     (["--workers", "-1"], "workers=-1: must be at least 1"),
     (["--detach"], "detach=True: runs of --on local end with this command"),
     (["--seed", "-1"], r"seed=-1: must be in \[0, 2147483647\]"),
-    (["--set", "train.steps=4", "--set", "train.steps=5"], "train.steps is set twice"),
+    (["--set", "train.steps=4", "--set", "train.steps=5"], "set=train.steps: is given twice"),
   ],
 )
 def test_what_a_run_cannot_do_is_said(more, said, root):
   with pytest.raises(ConfigError, match=said):
     run("run", *words(root, "--dry_run", *more))
+
+
+def test_port_0_is_a_port(root, monkeypatch):
+  served = []
+  monkeypatch.setattr(board, "serve", lambda *about: served.append(about))
+  run("board", "--root", root, "--serve", 0)
+  assert served == [(str(root), 0)]
+
+
+def test_reading_runs_imports_no_extension_that_they_name(root, tmp_path, monkeypatch):
+  (tmp_path / "of_another.py").write_text("raise SystemExit('imported')")
+  monkeypatch.syspath_prepend(str(tmp_path))
+  path = root / "sw" / "peak_lr=1e-2,seed=0" / "config.json"
+  path.write_text(json.dumps({**json.loads(path.read_text()), "extensions": ["of_another"]}))
+  assert len(read_ledger(str(root)).done()) == 4

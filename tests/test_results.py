@@ -9,11 +9,17 @@ import pytest
 from experiments import (
   acceptance,
   chinchilla,
+  collapse,
+  depth_transfer,
+  experts,
+  isoflop_wide,
   laws,
   lr_sweep,
   lr_tokens,
   muon_race,
   repetition,
+  stability,
+  unseen_schedule,
   wsd_cosine,
 )
 from experiments.ledger import ledger as ledgers
@@ -25,9 +31,16 @@ NUMBER = r"([-+]?\d+\.\d+)"
 
 def published() -> list[tuple[tuple[float, float, float], float]]:
   """((value, low, high), one unit of the last digit) of every `value [low, high]` in README."""
-  text = " ".join((ROOT / "README.md").read_text().split())
-  found = re.findall(rf"{NUMBER} \[{NUMBER}, {NUMBER}\]", text)
+  found = re.findall(rf"{NUMBER} \[{NUMBER}, {NUMBER}\]", one_line("README.md"))
   return [(tuple(map(float, numbers)), 10.0 ** -len(numbers[0].split(".")[1])) for numbers in found]
+
+
+def words(found, digits):
+  return "{:.{d}f} [{:.{d}f}, {:.{d}f}]".format(found.value, *found.interval, d=digits)
+
+
+def one_line(page):
+  return " ".join((ROOT / page).read_text().split())
 
 
 def assert_published(what, estimate):
@@ -46,17 +59,35 @@ def test_the_slopes_of_the_best_learning_rate():
     assert_published(parameterization, found[lr_sweep.SHIFT.format(parameterization)])
 
 
+def done(study):
+  return ledgers.load_ledger(str(RESULTS / study.__name__.split(".")[-1] / "ledger.jsonl")).done()
+
+
 @pytest.mark.slow
 def test_the_exponents_of_the_optimal_size():
-  ledger = ledgers.load_ledger(str(RESULTS / "chinchilla/ledger.jsonl")).done()
-  found = chinchilla.analyse(ledger)
+  found = chinchilla.analyse(done(chinchilla))
   assert_published("isoFLOP slices", found[chinchilla.SLICES_A])
   assert_published("parametric law", found[chinchilla.LAW_A])
-  for name in chinchilla.CONVENTIONS:
-    assert_published(name, found["counted otherwise"][name]["a"])
-  text = (ROOT / "README.md").read_text()
+  assert f"`chinchilla` has {len(done(chinchilla))} runs over a factor" in one_line("README.md")
+
+
+@pytest.mark.slow
+def test_the_exponents_over_a_hundredfold_of_compute():
+  ledger, text = done(isoflop_wide), one_line("README.md")
+  found = isoflop_wide.analyse(ledger)
+  for what in (chinchilla.SLICES_A, isoflop_wide.BARE_A):
+    assert_published(what, found[what])
+    assert f"C^{words(found[what], 2)}" in isoflop_wide.__doc__
   sizes = sorted(ledger.column("n_params"))
-  assert f"{len(ledger)} runs of {sizes[0] / 1e3:.0f} thousand to {sizes[-1] / 1e3:.0f}" in text
+  said = f"{len(ledger)} runs of {sizes[0] / 1e3:.0f} thousand to {sizes[-1] / 1e3:.0f} thousand parameters"
+  assert said in text
+  flops = ledger.column("flops")
+  assert max(flops) / min(flops) == pytest.approx(100, rel=0.01)
+  assert "p = 0.53" in found["isoFLOP"].summary() and "(p = 0.53 for a bend)" in text
+  refused = re.search(
+    r"does not describe these runs \(F = .*?p = (\S+)\)", found["parametric"].summary()
+  )
+  assert float(refused[1]) < 1e-11 and "does not describe the runs (p < 1e-11)" in text
 
 
 def test_a_figure_that_is_not_the_ledgers_is_found():
@@ -75,12 +106,7 @@ def test_the_gap_and_the_ratio_of_wsd_and_cosine_are_those_its_file_says():
 
 
 def test_the_answers_of_smaller_studies_are_those_their_files_say():
-  analysed = lambda study: study.analyse(
-    ledgers.load_ledger(str(RESULTS / study.__name__.split(".")[-1] / "ledger.jsonl")).done()
-  )
-  words = lambda found, digits: "{:.{d}f} [{:.{d}f}, {:.{d}f}]".format(
-    found.value, *found.interval, d=digits
-  )
+  analysed = lambda study: study.analyse(done(study))
   assert f"D^{words(analysed(lr_tokens)[lr_tokens.SLOPE], 2)}" in lr_tokens.__doc__
   race = analysed(muon_race)[muon_race.MULTIPLIER]
   assert f"worth {words(race, 2)} times" in muon_race.__doc__
@@ -88,6 +114,35 @@ def test_the_answers_of_smaller_studies_are_those_their_files_say():
   repeats = analysed(repetition)
   assert f"({words(repeats[repetition.FOUR], 2)} nats at 4)" in repetition.__doc__
   assert f"{words(repeats[repetition.MANY], 2)} nats more" in repetition.__doc__
+  mixture = analysed(experts)[experts.MULTIPLIER]
+  assert f"{words(mixture, 2)} times the FLOPs" in experts.__doc__
+  assert_published("experts", mixture)
+  steady = -analysed(stability)[stability.CHANGE].value
+  assert f"by {steady:.3f} [" in stability.__doc__
+
+
+def test_how_the_best_rate_goes_by_depth_is_what_its_file_says():
+  found, text = (
+    depth_transfer.analyse(done(depth_transfer)),
+    " ".join(depth_transfer.__doc__.split()),
+  )
+  for kind in ("completep", "mup"):
+    assert f"depth^{words(found[depth_transfer.SHIFT.format(kind)], 2)}" in text
+  assert found[depth_transfer.GAIN].value < 0  # CompleteP ends lower
+
+
+@pytest.mark.slow
+def test_what_curves_say_is_what_the_files_say():
+  found, text = (
+    unseen_schedule.analyse(done(unseen_schedule)),
+    " ".join(unseen_schedule.__doc__.split()),
+  )
+  for schedule in unseen_schedule.HELD:
+    assert words(found[unseen_schedule.MISS.format("multi_power", schedule)], 3) in text
+  good = collapse.analyse(done(collapse))[collapse.GOOD]
+  assert "{:.1f} [{:.1f}, {:.1f}] times the noise".format(good.value, *good.interval) in " ".join(
+    collapse.__doc__.split()
+  )
 
 
 def test_the_acceptance_tests_prediction_and_truth_are_those_that_are_published():

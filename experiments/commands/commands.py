@@ -333,7 +333,7 @@ def compare(options) -> None:
   for root, rows in zip(roots, found, strict=True):
     if not rows:
       raise ConfigError(f"compare={root}: holds no run; name a run directory")
-  rows = comparing.with_names(comparing.once(list(itertools.chain(*found))))
+  rows = comparing.with_names(comparing.distinct(list(itertools.chain(*found))))
   result = comparing.compare(rows, options.x, options.smooth)
   if options.out:
     from experiments.report import report as reports

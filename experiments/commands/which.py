@@ -10,6 +10,7 @@ from experiments.ledger import ledger as ledgers
 from experiments.race import judge, recipes
 from experiments.sweep import halving as halvings
 from experiments.sweep import search, sweep
+from lm.config.command_line import once
 from lm.config.errors import ConfigError, check_within
 from lm.files import write_json
 
@@ -193,12 +194,8 @@ def _read_sweep(file: pathlib.Path) -> dict[str, object]:
 
 
 def _pairs(texts: list[str]) -> dict[str, str]:
-  pairs = {}
-  for text in texts:
-    key, equals, value = text.partition("=")
+  pairs = [text.partition("=") for text in texts]
+  for key, equals, _ in pairs:
     if not equals:
-      raise ConfigError(f"set={text}: must be key=value; for example train.steps=100")
-    if key in pairs:
-      raise ConfigError(f"set={text}: {key} is set twice; leave one out")
-    pairs[key] = value
-  return pairs
+      raise ConfigError(f"set={key}: must be key=value; for example train.steps=100")
+  return once("set", ((key, value) for key, _, value in pairs))

@@ -18,6 +18,7 @@ from typing import NamedTuple, Protocol
 
 from experiments.launch.locks import Lock
 from experiments.sweep.sweep import REPO, Member, config_path
+from lm.config.command_line import once
 from lm.config.errors import ConfigError, suggest
 from lm.files import write_json
 
@@ -164,7 +165,6 @@ def as_text(value: object) -> str:
 
 def read_words(pairs: Sequence[str], known: Mapping[str, str], on: str) -> dict[str, str]:
   """{key: value} of KEY=VALUE options; ConfigError for a key that the back end does not define."""
-  words = {}
   for text in pairs:
     key, equals, value = text.partition("=")
     if not equals:
@@ -172,12 +172,10 @@ def read_words(pairs: Sequence[str], known: Mapping[str, str], on: str) -> dict[
     if key not in known:
       hint = suggest(key, known) if known else "leave it out"
       raise ConfigError(f"with={text}: --on {on} knows no {key or 'such option'}; {hint}")
-    if key in words:
-      raise ConfigError(f"with={text}: {key} is given twice; leave one out")
     if not value:
       raise ConfigError(f"with={text}: names nothing; give {key} a value, or leave it out")
-    words[key] = value
-  return words
+  split = (text.partition("=") for text in pairs)
+  return once("with", ((key, value) for key, _, value in split))
 
 
 def read_count(

@@ -10,8 +10,9 @@ import pathlib
 from collections.abc import Container, Mapping, Sequence
 
 from experiments.launch.wandb_sweep import shared_overrides, varied
-from experiments.sweep.search import Range, once, parse_range
+from experiments.sweep.search import Range, parse_range
 from experiments.sweep.sweep import Experiment, Member, Run, resolve_run, run_name
+from lm.config.command_line import once
 from lm.config.errors import ConfigError, first_line
 
 FILE = "optuna.log"

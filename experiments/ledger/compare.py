@@ -32,7 +32,7 @@ def with_names(rows: Sequence[Mapping]) -> list[Mapping]:
   return [{**r, "name": r["path"]} if names.count(r["name"]) > 1 else r for r in rows]
 
 
-def once(rows: Sequence[Mapping]) -> list[Mapping]:
+def distinct(rows: Sequence[Mapping]) -> list[Mapping]:
   """The rows without those of a run directory that is there already, under whatever spelling."""
   found: dict[object, Mapping] = {}
   for i, row in enumerate(rows):

@@ -15,6 +15,7 @@ from experiments.laws.columns import ALIASES
 from experiments.laws.isoflop import IsoFlopFit
 from experiments.ledger.ledger import Ledger
 from experiments.ledger.rows import read_curve
+from lm.config.command_line import once
 from lm.config.errors import ConfigError, check_within
 
 # our column -> the ledger's key that stands for it unless another is named
@@ -80,7 +81,8 @@ def settings(options) -> dict[str, object]:
   given["flops"] = options.at and tuple(positive("at", text) for text in options.at.split(","))
   given["on"] = split("on")
   given["points"] = [_numbers("point", text) for text in options.point] or None
-  given["fixed"] = _once("fix", [p for text in options.fix for p in _numbers("fix", text).items()])
+  fixed = [pair for text in options.fix for pair in _numbers("fix", text).items()]
+  given["fixed"] = once("fix", fixed) or None
   given["tied"] = [_tied(text) for text in options.tie] or None
   given["weighted"] = False if options.unweighted else None
   dropped = {
@@ -110,7 +112,7 @@ def column_names(options) -> dict[str, str]:
     if not equals or not ours.strip():
       raise ConfigError(f"column={text}: must be OURS=THEIRS; for example unique_tokens=U")
     pairs.append((ours.strip(), theirs))
-  names = _once("column", pairs) or {}
+  names = once("column", pairs)
   for swaps in counts(options).values():
     names |= {column: column for column in swaps.values() if column != conventions.SIX_ND}
   return names
@@ -129,7 +131,7 @@ def counts(options) -> dict[str, dict[str, str]]:
       )
     if name in out:
       raise ConfigError(f"count={text}: the name {name!r} is given twice; give each its own")
-    out[name] = _once("count", [(COLUMN_OPTIONS[key], column) for key, _, column in swaps])
+    out[name] = once("count", [(COLUMN_OPTIONS[key], column) for key, _, column in swaps])
   return out
 
 
@@ -148,16 +150,7 @@ def units(texts: Sequence[str]) -> dict[str, float]:
         f"unit={name}={text}: must be params, tokens, loss or flops, = and a number or one of "
         "K M B T GFLOPs; for example flops=1e9 or params=M"
       )
-  return _once("unit", pairs) or {}
-
-
-def _once(option: str, pairs: Sequence[tuple]) -> dict | None:
-  """Pairs as a dict; ConfigError where a key has two values. None of none."""
-  out = {}
-  for key, value in pairs:
-    if out.setdefault(key, value) != value:
-      raise ConfigError(f"{option}: {key} is given twice, as {out[key]} and {value}; give it once")
-  return out or None
+  return once("unit", pairs)
 
 
 def fit_csv(
@@ -492,7 +485,7 @@ def _numbers(option: str, text: str) -> dict[str, float]:
   if not all(equals for _, equals, _ in pairs):
     raise ConfigError(f"{option}={text}: must be NAME=NUMBER, with commas between")
   named = [(name.strip(), _number(option, value)) for name, _, value in pairs]
-  return _once(option, named)
+  return once(option, named)
 
 
 def flatten(results: Mapping) -> dict[str, object]:

@@ -269,10 +269,15 @@ class _Damaged(Exception):
   """A file of a run directory is not JSON."""
 
 
-def _changed(config: Mapping, run: object) -> str | None:
-  """The section of config.json that says other than run.json; None where there is none, or by other code."""
+def _changed(saved: Mapping, run: object) -> str | None:
+  """The section of config.json that says other than run.json; None where there is none, or by other code.
+
+  Nor is there one of a run with extensions: reading a ledger imports none.
+  """
+  if saved.get("extensions"):
+    return None
   try:
-    return changed_section(from_json(config), run)
+    return changed_section(from_json(saved), run)
   except (ConfigError, *NONSENSE):
     return None
 

@@ -9,8 +9,7 @@ import itertools
 import json
 import math
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -23,6 +22,7 @@ from experiments.sweep.sweep import (
   make_experiment,
   run_name,
 )
+from lm.config.command_line import once
 from lm.config.errors import ConfigError, suggest
 from lm.setup.load import known_keys
 
@@ -258,16 +258,6 @@ def sweep_from_text(
     name = f"{pathlib.Path(config.replace('.py', '').replace(':', '-')).name}-{digest}"
   runs = [Run(run_name(setting), {**fixed, **setting}, config) for setting in product(*parts)]
   return make_experiment(name, runs, halving=halving and parse_halving(halving))
-
-
-def once(option: str, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-  """The pairs as a dict; ConfigError where a key comes twice."""
-  found: dict[str, Any] = {}
-  for key, value in pairs:
-    if key in found:
-      raise ConfigError(f"{option}={key}: is given twice; leave one out")
-    found[key] = value
-  return found
 
 
 def check_name(name: str) -> None:

@@ -5,7 +5,8 @@ import dataclasses
 import json
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from lm.config.errors import ConfigError, suggest
 from lm.config.schema import Config, flatten
@@ -81,6 +82,16 @@ def reject_unknown(parser: argparse.ArgumentParser, unknown: Sequence[str]) -> N
       raise ConfigError(f"{unknown[0]}: is a word too many; leave it out, or see --help")
     options = [option for action in parser._actions for option in action.option_strings]
     raise ConfigError(f"{name}={value}: no such option; {suggest(name, options)}")
+
+
+def once(option: str, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+  """The pairs as a dict; ConfigError where a key comes twice."""
+  found: dict[str, Any] = {}
+  for key, value in pairs:
+    if key in found:
+      raise ConfigError(f"{option}={key}: is given twice; leave one out")
+    found[key] = value
+  return found
 
 
 def check_page(out: str | None) -> None:

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping
 
-from lm.config.schema import Config, flatten, rules_of
+from lm.config.schema import Config, Rule, flatten, rules_of
 
 
 def identity(cfg: Config) -> str:
@@ -12,20 +12,20 @@ def identity(cfg: Config) -> str:
 
   A key with its neutral value does not count, so that a key that comes later changes no run's identity.
   """
-  return _digest(cfg, identity_fields(cfg))
+  return _digest(identity_fields(cfg), rules_of(cfg))
 
 
 def section_identities(cfg: Config, without: Collection[str] = ()) -> dict[str, str]:
   """{"model": 12 hex digits, ...} as of `identity`, but for each section, without some keys."""
   sections: dict[str, dict[str, object]] = {}
+  known = rules_of(cfg)
   for key, value in identity_fields(cfg).items():
     if "." in key and key not in without:
       sections.setdefault(key.partition(".")[0], {})[key] = value
-  return {name: _digest(cfg, fields) for name, fields in sections.items()}
+  return {name: _digest(fields, known) for name, fields in sections.items()}
 
 
-def _digest(cfg: Config, fields: Mapping[str, object]) -> str:
-  known = rules_of(cfg)
+def _digest(fields: Mapping[str, object], known: Mapping[str, Rule]) -> str:
   counted = {k: v for k, v in fields.items() if v != known[k].neutral}
   return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -5,6 +5,7 @@ keys changed from the command line; `from_json` reads back what a run saved.
 """
 
 import dataclasses
+import functools
 import importlib.util
 import pathlib
 import sys
@@ -26,6 +27,7 @@ EXAMPLES = {int: "8", float: "1e-3", bool: "True", str: "text", tuple: "a,b"}
 
 
 Sections = Mapping[str, type]  # {"model": its dataclass, ...}
+_hints = functools.cache(typing.get_type_hints)  # ledgers ask for those of every run
 
 
 def to_config(
@@ -67,9 +69,9 @@ def to_config(
 def field_types(sections: Sections) -> dict[str, object]:
   """{"model.width": int, ...} for every key of these sections and the top level."""
   found = {}
-  for name, kind in typing.get_type_hints(Config).items():
+  for name, kind in _hints(Config).items():
     if name in sections:
-      found |= {f"{name}.{k}": t for k, t in typing.get_type_hints(sections[name]).items()}
+      found |= {f"{name}.{k}": t for k, t in _hints(sections[name]).items()}
     else:
       found[name] = kind
   return found

@@ -7,6 +7,7 @@ that all of them have.
 """
 
 import dataclasses
+import functools
 import math
 import typing
 
@@ -263,16 +264,15 @@ SECTIONS: dict[str, type] = {
 
 def rules(sections: typing.Mapping[str, type]) -> dict[str, Rule]:
   """{"model.width": its Rule, ...} for every key of these sections and the top level."""
-  found = {f.name: _rule(f) for f in dataclasses.fields(Config) if f.name not in sections}
+  found = {name: rule for name, rule in _rules(Config).items() if name not in sections}
   for name, section in sections.items():
-    found |= {f"{name}.{f.name}": _rule(f) for f in dataclasses.fields(section)}
+    found |= {f"{name}.{key}": rule for key, rule in _rules(section).items()}
   return found
 
 
 def neutral_values(section: type) -> dict[str, object]:
   """{field: value} of the fields of a section that have a neutral value."""
-  found = {f.name: _rule(f).neutral for f in dataclasses.fields(section)}
-  return {name: value for name, value in found.items() if value is not ABSENT}
+  return {k: rule.neutral for k, rule in _rules(section).items() if rule.neutral is not ABSENT}
 
 
 def rules_of(cfg: Config) -> dict[str, Rule]:
@@ -291,5 +291,7 @@ def flatten(cfg: Config) -> dict[str, object]:
   return flat
 
 
-def _rule(one: dataclasses.Field) -> Rule:
-  return one.metadata["rule"] if "rule" in one.metadata else Rule()
+@functools.cache
+def _rules(section: type) -> typing.Mapping[str, Rule]:
+  """{field: its Rule} of one section; ledgers ask for those of every run."""
+  return {f.name: f.metadata.get("rule", Rule()) for f in dataclasses.fields(section)}
