@@ -17,7 +17,7 @@ from lm.data.labelled import sorted_labels
 from lm.data.tagged import bio_tags
 from lm.hf.architectures import REQUIRED
 from lm.hf.convert import BELONG, State
-from lm.hf.fields import Reader
+from lm.hf.reader import Reader
 from lm.models.bert import BertConfig
 from lm.models.trees import stack_layers
 

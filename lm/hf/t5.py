@@ -11,7 +11,7 @@ from lm.config.errors import ConfigError
 from lm.cost.parameters import weights
 from lm.hf.architectures import REQUIRED
 from lm.hf.convert import BELONG, take_array
-from lm.hf.fields import Reader
+from lm.hf.reader import Reader
 from lm.models.t5 import T5Config
 from lm.models.trees import stack_layers
 
