@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import json
-import struct
 import warnings
 
 import jax
@@ -12,12 +11,10 @@ import numpy as np
 import pytest
 
 from lm.config.errors import ConfigError
-from lm.hf.__main__ import main
 from lm.hf.architectures import ARCHITECTURES
 from lm.hf.convert import from_hf, to_hf
 from lm.hf.fields import config_of, fields_of, model_config
 from lm.hf.folder import read_folder, read_json, read_safetensors, write_folder
-from lm.hf.llama2c import read_llama2c
 from lm.hf.models import read_model
 from lm.models.registry import make_model
 from lm.models.trees import unstack_layers
@@ -431,56 +428,6 @@ def test_weights_that_do_not_fit_are_named():
     assert str(error.value).startswith(words)
 
 
-# --- llama2.c -------------------------------------------------------------------------------------
-
-
-def write_llama2c(path, state, cfg):
-  """A version-0 file, whose rotary pairs are neighbours, from Llama's arrays."""
-
-  def neighbours(array):
-    by_pair = array.reshape(-1, 2, cfg.head_dim // 2, cfg.width)
-    return by_pair.swapaxes(1, 2).reshape(array.shape)
-
-  layer = lambda name: [state[f"model.layers.{i}.{name}.weight"] for i in range(cfg.depth)]
-  vocab = cfg.vocab_size if cfg.tied_embeddings else -cfg.vocab_size
-  header = (cfg.width, cfg.mlp_dim, cfg.depth, cfg.heads, cfg.kv_heads, vocab, cfg.seq_len)
-  arrays = [state["model.embed_tokens.weight"]]
-  arrays += layer("input_layernorm")
-  arrays += [neighbours(a) for a in layer("self_attn.q_proj")]
-  arrays += [neighbours(a) for a in layer("self_attn.k_proj")]
-  arrays += layer("self_attn.v_proj") + layer("self_attn.o_proj")
-  arrays += layer("post_attention_layernorm")
-  arrays += layer("mlp.gate_proj") + layer("mlp.down_proj") + layer("mlp.up_proj")
-  arrays += [state["model.norm.weight"], np.zeros((cfg.seq_len, cfg.head_dim), np.float32)]
-  arrays += [] if cfg.tied_embeddings else [state["lm_head.weight"]]
-  path.write_bytes(struct.pack("<7i", *header) + b"".join(a.tobytes() for a in arrays))
-
-
-@pytest.mark.parametrize("tied", [True, False])
-def test_llama2c_files_give_their_weights_back(tmp_path, tied):
-  cfg = cfg_of("llama", rms_norm_eps=1e-5, tie_word_embeddings=tied)
-  params = draw(cfg)
-  write_llama2c(tmp_path / "model.bin", to_hf(params, cfg)[0], cfg)
-  fields, found = from_hf(*read_llama2c(tmp_path / "model.bin"))
-  assert model_config(fields) == cfg
-  assert_same(found, params)
-
-
-def test_llama2c_files_that_are_cut_or_none_are_refused(tmp_path):
-  cfg = cfg_of("llama")
-  write_llama2c(tmp_path / "model.bin", to_hf(draw(cfg), cfg)[0], cfg)
-  whole = (tmp_path / "model.bin").read_bytes()
-  for raw, words in [
-    (whole[:-4], "bytes, where its header asks for"),
-    (whole[:10], "10 bytes; use a version-0 file"),
-    (b"\0" * 28, "its header holds no sizes"),
-    (b"\x7f" * 28, "its header holds no sizes|bytes, where its header asks for"),
-  ]:
-    (tmp_path / "cut.bin").write_bytes(raw)
-    with pytest.raises(ConfigError, match=words):
-      read_llama2c(tmp_path / "cut.bin")
-
-
 # --- what is refused ------------------------------------------------------------------------------
 
 
@@ -618,78 +565,3 @@ def test_mutated_safetensors_give_arrays_or_one_line(tmp_path):
       assert "\n" not in str(error)
 
   check()
-
-
-# --- the commands ---------------------------------------------------------------------------------
-
-
-def test_import_and_export_give_the_same_weights_and_tokenizer(tmp_path, capsys):
-  """Of a vocabulary that the model pads from 27 to 31 entries."""
-  tokenizers = pytest.importorskip("tokenizers")
-  words = {word: i for i, word in enumerate(["<|endoftext|>", *"abcdefghijklmnopqrstuvwxyz"])}
-  tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, "a"))
-  tokenizer.add_special_tokens(["<|endoftext|>"])
-  cfg = cfg_of("gpt2")
-  state, hf_config = to_hf(draw(cfg), cfg)
-  start, workdir, end = tmp_path / "start", tmp_path / "run", tmp_path / "end"
-  write_folder(start, state, hf_config | {"pad_token_id": 3})
-  tokenizer.save(str(start / "tokenizer.json"))
-  (start / "generation_config.json").write_text("{}")
-
-  assert main(["import", "--from", str(start), "--workdir", str(workdir)]) == 0
-  assert main(["export", "--workdir", str(workdir), "--to", str(end)]) == 0
-  assert "imported:" in capsys.readouterr().out
-  found, found_config = read_folder(end)
-  assert_same(found, state)
-  ids = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 3}
-  assert found_config == hf_config | ids
-  assert (end / "tokenizer.json").read_text() == (start / "tokenizer.json").read_text()
-  assert (end / "generation_config.json").read_text() == "{}"
-  with pytest.raises(ConfigError, match="holds a run already; choose another"):
-    main(["import", "--from", str(start), "--workdir", str(workdir)])
-  with pytest.raises(ConfigError, match=r"type=llama: cannot say this model, which gpt2 can"):
-    main(["export", "--workdir", str(workdir), "--to", str(end), "--type", "llama"])
-
-
-def test_what_is_no_model_is_refused(tmp_path):
-  there = ["--workdir", str(tmp_path / "run")]
-  with pytest.raises(
-    ConfigError, match=r"must be a folder with config.json and model\.safetensors"
-  ):
-    main(["import", "--from", str(tmp_path), *there])
-  with pytest.raises(ConfigError, match="no such file or folder; check the path"):
-    main(["import", "--from", str(tmp_path / "none"), *there])
-  assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("kind", ["byte", "char", "word", "bpe"])
-def test_exported_tokenizers_give_the_same_ids_and_texts(kind, tmp_path):
-  from lm.data import tokenizers
-  from lm.hf.tokenizer_files import copy_in, write_tokenizer
-  from lm.setup.load import load_config
-
-  text = "Über den Wolken\n\n  x = 1;\tnaïve 日本 €5 über Wolken den"
-  overrides = {"data.tokenizer": kind, "data.min_freq": 1, "data.vocab_size": 260}
-  cfg = load_config("configs/default.py", overrides)
-  mine = tokenizers.make_tokenizer(cfg.data, [text, "den"], 100)
-  folder, inside = tmp_path / "folder", tmp_path / "inside"
-  folder.mkdir()
-  write_tokenizer(mine, tmp_path / "none", folder, seq_len=64)
-  name, path = copy_in(folder, inside)
-  cfg = load_config(
-    "configs/default.py", {"data.tokenizer": name, "data.tokenizer_path": str(path)}
-  )
-  theirs = tokenizers.read_tokenizer(cfg.data)
-  unseen = text + " ☃ unseen" if kind != "byte" else text + " ☃ \x00"
-  for sample in (text, unseen, ""):
-    ids = list(mine.encode(sample))
-    assert list(theirs.encode(sample)) == ids
-    assert theirs.decode([*ids, mine.eot_id]) == mine.decode([*ids, mine.eot_id])
-  assert (theirs.vocab_size, theirs.eot_id) == (mine.vocab_size, mine.eot_id)
-  assert theirs.start_id == mine.start_id
-  transformers = pytest.importorskip("transformers")
-  with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    loaded = transformers.AutoTokenizer.from_pretrained(folder)
-  assert loaded(text, add_special_tokens=False).input_ids == list(mine.encode(text))
-  assert loaded.eos_token_id == mine.eot_id

@@ -3,15 +3,12 @@
 import ast
 import bz2
 import csv
-import glob
 import gzip
 import hashlib
 import importlib.metadata
 import io
 import json
 import lzma
-import os
-import re
 import subprocess
 import sys
 from collections import Counter
@@ -20,9 +17,8 @@ import numpy as np
 import pytest
 
 from lm.config.errors import ConfigError
-from lm.data import cache, cleaning, sources
-from lm.data.sources import docstrings, paths, python, synthetic
-from lm.data.stemmer import stem
+from lm.data import cleaning, sources
+from lm.data.sources import docstrings, python, synthetic
 from tests.corpora import data_config
 
 
@@ -381,131 +377,6 @@ def test_a_source_without_a_single_text_is_refused_early(tmp_path, monkeypatch):
     next(found)
 
 
-# --- paths ---
-
-
-def found(pattern):
-  return paths.find_files(str(pattern), "data.sources=text:x")
-
-
-def test_patterns_match_as_those_of_glob_do(tmp_path):
-  for name in (
-    "a.txt",
-    "b1.txt",
-    "b2.md",
-    ".hidden.txt",
-    "in/c.txt",
-    "in/deep/d.txt",
-    "in/.no/e.txt",
-  ):
-    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-    (tmp_path / name).write_text("x")
-  for pattern in (
-    "*.txt", "b?.*", "[ab]*.txt", "**/*.txt", "in/**/*.txt", "*/*.txt", ".*.txt", "in/../a.txt",
-    "**", "a.txt", "in/**/d.txt", "**/deep/*",
-  ):  # fmt: skip
-    expected = glob.glob(str(tmp_path / pattern), recursive=True)
-    expected = sorted(os.path.realpath(path) for path in expected if os.path.isfile(path))
-    assert [os.path.realpath(path) for path in found(tmp_path / pattern)] == expected, pattern
-
-
-def test_brackets_in_real_names_are_names(tmp_path):
-  folder = tmp_path / "data [1]" / "x*y"
-  folder.mkdir(parents=True)
-  (folder / "a[2].txt").write_text("one")
-  (tmp_path / "data 1").mkdir()
-  assert found(folder / "a[2].txt") == [str(folder / "a[2].txt")]
-  assert found(tmp_path / "data [1]" / "*" / "*.txt") == [str(folder / "a[2].txt")]
-  assert found(tmp_path / "*" / "**" / "a[2]*") == [str(folder / "a[2].txt")]
-
-
-def test_each_real_file_is_read_once_whatever_links_there_are(tmp_path):
-  (tmp_path / "in").mkdir()
-  (tmp_path / "in" / "a.txt").write_text("x")
-  for i in range(5):  # loops, of which a walk along them has exponentially many
-    (tmp_path / "in" / f"loop{i}").symlink_to(tmp_path / "in", target_is_directory=True)
-  (tmp_path / "in" / "0.txt").symlink_to(tmp_path / "in" / "a.txt")
-  assert found(tmp_path / "**" / "*.txt") == [str(tmp_path / "in" / "a.txt")]
-  assert found(tmp_path / "in" / "0.txt") == [str(tmp_path / "in" / "0.txt")]
-
-
-def test_what_is_no_file_is_refused(tmp_path):
-  os.mkfifo(tmp_path / "pipe.txt")
-  (tmp_path / "broken.txt").symlink_to(tmp_path / "nowhere")
-  (tmp_path / "self.txt").symlink_to(tmp_path / "self.txt")
-  (tmp_path / "folder.txt").mkdir()
-  for name, what in (
-    ("pipe.txt", "is a named pipe, no file"),
-    ("broken.txt", "is a link that leads nowhere, no file"),
-    ("self.txt", "is a link that leads nowhere, no file"),
-    ("folder.txt", "is a folder; use text:"),
-    ("*/*.txt", "no file matches"),
-  ):
-    with pytest.raises(ConfigError, match=what):
-      found(tmp_path / name)
-  with pytest.raises(ConfigError, match="no file"):
-    found(tmp_path / "*.txt")
-
-
-def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch):
-  (tmp_path / "a.txt").write_text("x")
-  opened = open
-
-  def refused(path, *arguments, **options):
-    if str(path).endswith("a.txt"):
-      raise PermissionError(13, "Permission denied")
-    return opened(path, *arguments, **options)
-
-  monkeypatch.setattr("builtins.open", refused)
-  for function in (sources.documents, sources.identity):
-    with pytest.raises(ConfigError, match=r"a.txt cannot be read \(Permission denied\)"):
-      list(function(f"text:{tmp_path}/a.txt", data_config(tmp_path), "train"))
-
-
-def test_a_damaged_memory_of_hashes_is_no_matter(tmp_path):
-  (tmp_path / "a.txt").write_text("x")
-  cfg = data_config(tmp_path)
-  (tmp_path / "cache").mkdir()
-  first = sources.identity(f"text:{tmp_path}/a.txt", cfg, "train")
-  for content in ("{", "[1]", "null", '{"x": 3}', "\x00"):
-    (tmp_path / "cache" / "file_hashes.json").write_text(content)
-    assert sources.identity(f"text:{tmp_path}/a.txt", cfg, "train") == first
-
-
-@pytest.mark.parametrize(
-  ("spec", "message"),
-  [
-    ("docstring", "data.sources=docstring: no such source; did you mean docstrings?"),
-    ("wikipedia", "data.sources=wikipedia: no such source; use one of docstrings, python, text"),
-    ("docstrings:numpy", "data.sources=docstrings:numpy: docstrings takes no name; use docstrings"),
-    ("text", "data.sources=text: text needs a name; use e.g. text:books/*.txt"),
-    ("text:no/such/*.txt", "data.sources=text:no/such/*.txt: no file matches; check the path"),
-    ("text:tests", "data.sources=text:tests: is a folder; use text:tests/**/*.txt"),
-    (
-      "synthetic:markov",
-      "data.sources=synthetic:markov: a synthetic source is named markov-STATES",
-    ),
-    ("synthetic:markov-95-s1", "a chain has 2 to 94 states"),
-  ],
-)
-def test_unknown_sources_are_refused_with_a_remedy(tmp_path, spec, message):
-  for function in (sources.documents, sources.identity):
-    with pytest.raises(ConfigError) as error:
-      list(function(spec, data_config(tmp_path), "train"))
-    assert message in str(error.value)
-
-
-def test_text_identity_follows_content_not_time_or_place(tmp_path):
-  (tmp_path / "a.txt").write_text("one")
-  (tmp_path / "moved").mkdir()
-  (tmp_path / "moved" / "b.txt").write_text("one")
-  cfg = data_config(tmp_path)
-  first = sources.identity(f"text:{tmp_path}/a.txt", cfg, "train")
-  assert sources.identity(f"text:{tmp_path}/moved/*.txt", cfg, "train") == first
-  (tmp_path / "a.txt").write_text("two")
-  assert sources.identity(f"text:{tmp_path}/a.txt", cfg, "train") != first
-
-
 # --- tfds ---
 
 
@@ -610,127 +481,3 @@ def test_synthetic_documents_never_change():
   assert docs == list(synthetic.read("markov-64-s1-n40", "x"))
   digest = hashlib.blake2b("\0".join(docs).encode(), digest_size=8).hexdigest()
   assert (len(docs), digest) == (40, "b33801015b4a2865")
-
-
-# --- cleaning ---
-
-
-def test_cleaning_does_nothing_unless_asked(tmp_path):
-  text = "  Ｆｕｌｌ\t \n\n\n Width  é "
-  assert cleaning.clean(text, data_config(tmp_path)) == text
-
-
-@pytest.mark.parametrize(
-  ("changes", "expected"),
-  [
-    ({"unicode": "NFKC"}, " Full \n\n\n\tA  B"),
-    ({"lower_case": True}, " ｆull \n\n\n\ta  b"),
-    ({"squeeze_spaces": True}, "Ｆull\n\nA B"),
-  ],
-)
-def test_cleaning_options(tmp_path, changes, expected):
-  assert cleaning.clean(" Ｆull \n\n\n\tA  B", data_config(tmp_path, **changes)) == expected
-
-
-def test_length_limits_count_what_they_drop(tmp_path):
-  counts = Counter()
-  cfg = data_config(tmp_path, min_chars=2, max_chars=3)
-  kept = list(cleaning.cleaned(["a", "ab", " \n ", "abc", "abcd", ""], cfg, counts))
-  assert kept == ["ab", "abc"]
-  assert counts == {"read": 6, "short": 1, "long": 1, "blank": 2}
-
-
-HTML = """<!DOCTYPE html><html><head><title>T</title><style>p > a {}</style></head><!-- a <b> -->
-<body><h1 title="a > b">Head</h1><p class='x'>One &amp; two&nbsp;&lt;three&gt; <b>bo</b>ld<br/>next
-<script type="x">if (a < b) { "</p>" }</script> 1 < 2 and 3 > 2, a<b</p></body></html>"""
-
-
-@pytest.mark.parametrize(
-  ("changes", "text", "expected"),
-  [
-    (
-      {"strip_html": True, "squeeze_spaces": True},
-      HTML,
-      "T\n\nHead\n\nOne & two <three> bold\nnext\n1 < 2 and 3 > 2, a<b",
-    ),
-    ({"strip_html": True}, "a < b <!-- c", "a < b <!-- c"),
-    ({"strip_html": True}, "İ<!-- x -->y", "İy"),
-    (
-      {"mask_urls": True},
-      "see https://a.b/c?d=e#f, (www.x.org/y). not www or http:",
-      "see <url>, (<url>). not www or http:",
-    ),
-    ({"mask_emails": True}, "a.b+c@d-e.co.uk, x@y and @me", "<email>, x@y and @me"),
-    (
-      {"remove_stop_words": True},
-      "The cat, and THE dog don't\nsit on that mat; isn’t it? theory",
-      "cat, dog sit mat; ? theory",
-    ),
-    (
-      {"stem": True},
-      "Generalizations of x9 running ponies' éclairs",
-      "gener of x9 run poni' éclairs",
-    ),
-    (
-      {"remove_stop_words": True, "stem": True, "lower_case": True, "unicode": "NFKC"},
-      "Ｔhe Cats were Hopping",
-      "cat hop",
-    ),
-  ],
-)
-def test_cleaning_steps(tmp_path, changes, text, expected):
-  assert cleaning.clean(text, data_config(tmp_path)) == text
-  found = cleaning.clean(text, data_config(tmp_path, **changes))
-  if changes == {"remove_stop_words": True}:
-    found = found.replace("\n", "")
-  assert found == expected
-
-
-def test_steps_take_time_in_proportion_to_the_text(tmp_path):
-  steps = dict.fromkeys(cleaning.STEPS, True)
-  cfg = data_config(tmp_path, unicode="NFKC", **steps)
-  for unit in (
-    "<!--",
-    "<script ",
-    "a",
-    "<",
-    "&",
-    "a@",
-    "@a.",
-    "www.",
-    '<a "',
-    "it's ",
-    "\n ",
-    "<a x='",
-  ):
-    cleaning.clean(unit * 50_000, cfg)  # quadratic time would be minutes
-
-
-def test_every_step_is_off_by_default_and_has_a_key(tmp_path):
-  cfg = data_config(tmp_path)
-  assert [key for key in cleaning.KEYS if getattr(cfg, key)] == []
-  assert set(cleaning.KEYS) < set(cache.CLEANING)
-
-
-def test_stems_are_those_of_porter(docs):
-  """The published algorithm as NLTK has it, on every word of the docstrings; and the paper's examples."""
-  porter = pytest.importorskip("nltk.stem.porter")
-  theirs = porter.PorterStemmer(mode=porter.PorterStemmer.ORIGINAL_ALGORITHM)
-  words = {word for doc in docs for word in re.findall(r"[a-z]+", doc.lower())}
-  assert len(words) > 8000
-  assert {w: stem(w) for w in words} == {w: theirs.stem(w) for w in words}
-  paper = """caresses caress ponies poni ties ti cats cat feed feed agreed agre plastered plaster bled bled
-    motoring motor sing sing conflated conflat troubled troubl sized size hopping hop tanned tan falling
-    fall hissing hiss fizzed fizz failing fail filing file happy happi sky sky relational relat
-    conditional condit rational ration valenci valenc digitizer digit operator oper triplicate triplic
-    formative form formalize formal electrical electr hopeful hope goodness good revival reviv allowance
-    allow inference infer airliner airlin adjustable adjust defensible defens irritant irrit replacement
-    replac adoption adopt communism commun activate activ effective effect bowdlerize bowdler probate
-    probat rate rate cease ceas controll control roll roll generalizations gener oscillators
-    oscil""".split()  # noqa: SIM905
-  assert [stem(word) for word in paper[::2]] == paper[1::2]
-
-
-def test_stop_words_are_those_of_nltk():
-  assert len(cleaning.STOP_WORDS) == 179
-  assert {"the", "don't", "ours", "wouldn't"} < cleaning.STOP_WORDS

@@ -1,0 +1,83 @@
+"""`python -m lm.hf`: the same weights and tokenizer after a way in and out."""
+
+import warnings
+
+import pytest
+
+from lm.config.errors import ConfigError
+from lm.hf.__main__ import main
+from lm.hf.convert import to_hf
+from lm.hf.folder import read_folder, write_folder
+from tests.test_hf import assert_same, cfg_of, draw
+
+
+def test_import_and_export_give_the_same_weights_and_tokenizer(tmp_path, capsys):
+  """Of a vocabulary that the model pads from 27 to 31 entries."""
+  tokenizers = pytest.importorskip("tokenizers")
+  words = {word: i for i, word in enumerate(["<|endoftext|>", *"abcdefghijklmnopqrstuvwxyz"])}
+  tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, "a"))
+  tokenizer.add_special_tokens(["<|endoftext|>"])
+  cfg = cfg_of("gpt2")
+  state, hf_config = to_hf(draw(cfg), cfg)
+  start, workdir, end = tmp_path / "start", tmp_path / "run", tmp_path / "end"
+  write_folder(start, state, hf_config | {"pad_token_id": 3})
+  tokenizer.save(str(start / "tokenizer.json"))
+  (start / "generation_config.json").write_text("{}")
+
+  assert main(["import", "--from", str(start), "--workdir", str(workdir)]) == 0
+  assert main(["export", "--workdir", str(workdir), "--to", str(end)]) == 0
+  assert "imported:" in capsys.readouterr().out
+  found, found_config = read_folder(end)
+  assert_same(found, state)
+  ids = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 3}
+  assert found_config == hf_config | ids
+  assert (end / "tokenizer.json").read_text() == (start / "tokenizer.json").read_text()
+  assert (end / "generation_config.json").read_text() == "{}"
+  with pytest.raises(ConfigError, match="holds a run already; choose another"):
+    main(["import", "--from", str(start), "--workdir", str(workdir)])
+  with pytest.raises(ConfigError, match=r"type=llama: cannot say this model, which gpt2 can"):
+    main(["export", "--workdir", str(workdir), "--to", str(end), "--type", "llama"])
+
+
+def test_what_is_no_model_is_refused(tmp_path):
+  there = ["--workdir", str(tmp_path / "run")]
+  with pytest.raises(
+    ConfigError, match=r"must be a folder with config.json and model\.safetensors"
+  ):
+    main(["import", "--from", str(tmp_path), *there])
+  with pytest.raises(ConfigError, match="no such file or folder; check the path"):
+    main(["import", "--from", str(tmp_path / "none"), *there])
+  assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", ["byte", "char", "word", "bpe"])
+def test_exported_tokenizers_give_the_same_ids_and_texts(kind, tmp_path):
+  from lm.data import tokenizers
+  from lm.hf.tokenizer_files import copy_in, write_tokenizer
+  from lm.setup.load import load_config
+
+  text = "Über den Wolken\n\n  x = 1;\tnaïve 日本 €5 über Wolken den"
+  overrides = {"data.tokenizer": kind, "data.min_freq": 1, "data.vocab_size": 260}
+  cfg = load_config("configs/default.py", overrides)
+  mine = tokenizers.make_tokenizer(cfg.data, [text, "den"], 100)
+  folder, inside = tmp_path / "folder", tmp_path / "inside"
+  folder.mkdir()
+  write_tokenizer(mine, tmp_path / "none", folder, seq_len=64)
+  name, path = copy_in(folder, inside)
+  cfg = load_config(
+    "configs/default.py", {"data.tokenizer": name, "data.tokenizer_path": str(path)}
+  )
+  theirs = tokenizers.read_tokenizer(cfg.data)
+  unseen = text + " ☃ unseen" if kind != "byte" else text + " ☃ \x00"
+  for sample in (text, unseen, ""):
+    ids = list(mine.encode(sample))
+    assert list(theirs.encode(sample)) == ids
+    assert theirs.decode([*ids, mine.eot_id]) == mine.decode([*ids, mine.eot_id])
+  assert (theirs.vocab_size, theirs.eot_id) == (mine.vocab_size, mine.eot_id)
+  assert theirs.start_id == mine.start_id
+  transformers = pytest.importorskip("transformers")
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    loaded = transformers.AutoTokenizer.from_pretrained(folder)
+  assert loaded(text, add_special_tokens=False).input_ids == list(mine.encode(text))
+  assert loaded.eos_token_id == mine.eot_id
