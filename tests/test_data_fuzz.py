@@ -13,7 +13,8 @@ from lm.data import sources, tokenizers
 from lm.data.cache import open_corpus
 from tests.corpora import data_config, line_config, write_docs
 from tests.fuzzing import cases
-from tests.test_sources import CSV, HTML, JSON_LINES, PACKERS, RECORDS, parquet_bytes
+from tests.test_cleaning import HTML
+from tests.test_sources import CSV, JSON_LINES, PACKERS, RECORDS, parquet_bytes
 from tests.test_tokenizers import FAMILIES, MARKED, write_json
 
 hypothesis = pytest.importorskip("hypothesis")
