@@ -81,6 +81,10 @@ def test_the_exponents_over_a_hundredfold_of_compute():
   sizes = sorted(ledger.column("n_params"))
   said = f"{len(ledger)} runs of {sizes[0] / 1e3:.0f} thousand to {sizes[-1] / 1e3:.0f} thousand parameters"
   assert said in text
+  slices, n_of = found["isoFLOP"], {row["model.depth"]: row["n_params"] for row in ledger}
+  for depth, steps in collapse.RUNGS["cpu"].items():  # the tokens that are best for a rung's size
+    best = (n_of[depth] / 10 ** slices["log10 k_N"].value) ** (1 / slices["a"].value)
+    assert 512 * steps == pytest.approx(best / (6 * n_of[depth]), rel=0.1)
   flops = ledger.column("flops")
   assert max(flops) / min(flops) == pytest.approx(100, rel=0.01)
   assert "p = 0.53" in found["isoFLOP"].summary() and "(p = 0.53 for a bend)" in text
