@@ -38,7 +38,7 @@ from lm.evaluate import eval_sets, evaluate_sets
 from lm.objectives.registry import objective_of
 from lm.plan import compiled, layouts
 from lm.plan import run_plan as plans
-from lm.runs import bucket, failures, reproduce, rundir, summary, teachers
+from lm.runs import bucket, failures, reproduce, rundir, speed, summary, teachers
 from lm.runs.progress import Progress
 from lm.runs.resume import restore_newest
 from lm.runs.writer import are_over, open_runs, split_runs
@@ -68,11 +68,13 @@ def main(argv: list[str]) -> int:
   cfgs = [load_config(spec, changes) for spec, changes, _ in asked]
   keep_compiled(cfgs[0].data.cache_dir)
   processes.start(options.coordinator, options.processes, options.process)
+  cfgs = [speed.known(cfg, workdir) for cfg, (*_, workdir) in zip(cfgs, asked, strict=True)]
   if len(cfgs) > 1:
     processes.start_stack(len(cfgs))
   kind = kind_of(cfgs[0])
   vocab_size, data, rows = kind.vocab_size(cfgs[0]), None, [None] * len(cfgs)
-  if vocab_size is None or not (options.print_config or options.plan):
+  looks_only = options.print_config or options.plan
+  if vocab_size is None or speed.is_missing(cfgs) or not looks_only:
     opened = {cfg.data: kind.open(cfg) for cfg in {cfg.data: cfg for cfg in cfgs}.values()}
     data = [opened[cfg.data] for cfg in cfgs]
     vocab_size = data[0].vocab_size
@@ -83,6 +85,7 @@ def main(argv: list[str]) -> int:
     found = layouts.search(cfgs[0], vocab_size, devices, say)
     print(layouts.to_json(found) if options.json else layouts.show(found))
     return 0
+  cfgs = speed.measured(cfgs, vocab_size, devices, data, rows)
   n_devices = len(devices) if len(cfgs) == 1 else 1
   cfgs = [resolve(cfg, vocab_size, n_devices, row) for cfg, row in zip(cfgs, rows, strict=True)]
   check_stack(cfgs)
@@ -171,9 +174,9 @@ def train(
   def note(step, metrics, evals=None):
     """Records one step of every run: its metrics, and evaluations where there are any."""
     measured = split_runs(jax.device_get(metrics), n_runs)
-    speed = clock.lap(step) if evals or step % cfg.log.every_steps == 0 else {}
+    perf = clock.lap(step) if evals or step % cfg.log.every_steps == 0 else {}
     for run, (tokens, values), more in zip(runs, measured, evals or [{}] * n_runs, strict=True):
-      run.note(step, tokens, values, speed, more)
+      run.note(step, tokens, values, perf, more)
     if not evals:
       progress.update(clock.line(step, objective.shown, [m[objective.shown] for _, m in measured]))
 

@@ -195,6 +195,10 @@ def get_config() -> ConfigDict:
   train.tokens = 2_500_000  # budget: training tokens
   train.tokens_per_param = None  # budget: tokens for each parameter (train.count says which)
   train.flops = None  # budget: floating-point operations (train.flops_convention)
+  train.seconds = None  # budget: seconds of training steps at train.tokens_per_sec
+  train.tokens_per_sec = (
+    None  # speed that train.seconds counts with; None = measured when it begins
+  )
   train.count = "total"  # parameters in tokens_per_param: total | non_embedding
   train.flops_convention = "6ND"  # 6ND | 6ND_nonembedding | exact
   train.noise_scale = False  # gradient noise scale, from train.accumulate >= 2 micro-batches

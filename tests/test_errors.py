@@ -82,13 +82,13 @@ BAD = [
   (
     {"train.steps": "10"},
     "train.steps=10: exactly one budget must be set, of train.steps, train.tokens, "
-    "train.tokens_per_param, train.flops (now train.steps=10, train.tokens=2500000); drop one with "
-    "--config.train.tokens=None",
+    "train.tokens_per_param, train.flops, train.seconds (now train.steps=10, train.tokens=2500000); drop "
+    "one with --config.train.tokens=None",
   ),
   (
     {"train.tokens": "None"},
     "train.steps=None: exactly one budget must be set, of train.steps, train.tokens, "
-    "train.tokens_per_param, train.flops; set --config.train.steps=1000",
+    "train.tokens_per_param, train.flops, train.seconds; set --config.train.steps=1000",
   ),
   (
     {"optim.warmup_tokens": "5"},

@@ -139,7 +139,9 @@ def _race(command: Parser) -> None:
     help="'NAME: FILE[:ARGUMENT] KEY=VALUE ...', the baseline first; or one name: a race saved earlier",
   )  # fmt: skip
   command.add_argument(
-    "--budgets", metavar="KEY=A,B", help="the ladder: train.flops=1e11,3e11,1e12"
+    "--budgets",
+    metavar="KEY=A,B",
+    help="the ladder: train.flops=1e11,3e11,1e12, or train.seconds=10,20,40",
   )
   command.add_argument(
     "--rung", action="append", default=[], metavar="WORDS",

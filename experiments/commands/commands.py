@@ -67,6 +67,7 @@ def show_plan(
   from experiments.launch import throughput
   from experiments.quote import cost as plans
 
+  experiment = timed(options, experiment)
   members = sweep.resolve_runs(experiment.runs, folder_of(options, experiment))
   if options.branch:
     branches = _branches(experiment, members)
@@ -132,6 +133,7 @@ def train(options, experiment: sweep.Experiment, quiet: bool = False) -> int:
 
   _check_workers(options)
   folder = folder_of(options, experiment)
+  experiment = timed(options, experiment)
   members = sweep.resolve_runs(experiment.runs, folder)
   for member in members:
     sweep.open_data(member.cfg)  # tokenised once, before many workers ask for it
@@ -407,6 +409,21 @@ def _analyse(experiment: sweep.Experiment, rows: ledgers.Ledger) -> Mapping[str,
     return experiment.analyse(rows)
   except ValueError as error:  # too few runs, a missing column, a degenerate design
     raise ConfigError(str(error)) from error
+
+
+def timed(options, experiment: sweep.Experiment) -> sweep.Experiment:
+  """The experiment, its runs with a budget in seconds told the speed of this machine.
+
+  Left as they are where they run elsewhere or are halved: they must say train.tokens_per_sec themselves.
+  """
+  from experiments.launch import backends, throughput
+
+  row, _ = backends.find(options.on, options.with_)
+  if row.ask is not None or experiment.halving:
+    return experiment
+  slot_of = lambda members: _backend(options, experiment, members).slots[0]
+  runs = throughput.told(experiment.runs, folder_of(options, experiment), slot_of)
+  return dataclasses.replace(experiment, runs=runs)
 
 
 def _branches(experiment: sweep.Experiment, members):

@@ -41,10 +41,10 @@ def race(options) -> int:
     check_within("see", options.see, "(0, inf)", "0.01")
   name, spec = _described(options)
   settings = spec["settings"]
-  experiment = recipes.from_words(spec, name)
+  asked = argparse.Namespace(**{**UNUSED, **vars(options), "name": name})
+  experiment = commands.timed(asked, recipes.from_words(spec, name))
   named = [recipes.read_recipe(text).name for text in spec["recipes"]]
   folder = pathlib.Path(options.root) / name
-  asked = argparse.Namespace(**{**UNUSED, **vars(options), "name": name})
   baseline = pick_baseline(named, settings["baseline"])
   largest = _check_ladder(experiment, folder)
   own = rows_of(experiment, options.root)

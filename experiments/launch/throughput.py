@@ -14,23 +14,30 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
 from experiments.launch import jobs, local, slots
 from experiments.launch.stacks import program_of
 from experiments.ledger.rows import read_row
-from experiments.sweep.sweep import Member, open_data
+from experiments.sweep.sweep import Member, Run, asked_config, open_data, resolve_run
 from lm.config.errors import ConfigError
 from lm.config.schema import BUDGETS, Config
 from lm.cost.flops import run_flops_per_token
 from lm.devices import chips
 from lm.files import write_json
+from lm.runs import speed
 from lm.setup.resolve import kind_of, tokens_per_step
 
 PROBE_STEPS = 16  # the first quarter holds the compilation and is not counted
+LONG_PROBE = 2.0  # seconds of training that a second probe takes where its steps are short
+MOST_STEPS = 1024
 PROBE_SECONDS = 120.0  # a larger model is not probed here
+SHORT = {  # the budget of a probe, which no warm-up or decay outlasts
+  **dict.fromkeys(BUDGETS), "train.steps": PROBE_STEPS, "train.tokens_per_sec": None,
+  "optim.warmup_frac": 0.0, "optim.warmup_tokens": None, "optim.decay_frac": 0.0,
+}  # fmt: skip
 FORWARD = 1 / 3  # of the FLOPs of a training token
 
 
@@ -107,34 +114,68 @@ def measured(members: Sequence[Member], slot: slots.Slot, again: bool = False) -
 
   None where even the smallest is too large to be probed.
   """
-  file = pathlib.Path(members[0].cfg.data.cache_dir).expanduser() / "speed.json"
-  known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-  here = _where(slot)
-  mine = {} if again else known.get(here, {})
+  mine = {} if again else _known(members[0], slot)
   ranked = sorted(members, key=lambda m: step_flops(m.cfg))
   asked = []
   for member in (ranked[0], *ranked[1:][-1:]):
+    member = resolve_run(_shortened(member.run), member.workdir.parent)
     program = program_of(member)
     if program not in mine:
-      print(f"measuring speed: {PROBE_STEPS} steps of {member.name} on {here}", file=sys.stderr)
-      probe = _probe(member, slot)
+      probe = _measure(member, slot, mine)
       if probe is None:
         break
       mine = {**mine, program: probe}
-      file.parent.mkdir(parents=True, exist_ok=True)
-      write_json(file, {**known, here: mine})
     asked.append(mine[program])
   if not mine:
     return None
-  return _speed(here, mine, asked or mine.values())
+  return _speed(_where(slot), mine, asked or mine.values())
+
+
+def told(runs: Sequence[Run], folder: pathlib.Path, slot_of: Callable) -> tuple[Run, ...]:
+  """The runs, those with a budget in seconds told the speed that it counts with.
+
+  It is that which a run was begun with, or that of a probe of its program, made here if there was none.
+
+  Args:
+    runs: of an experiment.
+    folder: of their run directories.
+    slot_of: short members -> the share of this machine that a run gets.
+  """
+  cfgs = {run.name: asked_config(run) for run in runs}
+  wanting = [run for run in runs if speed.is_missing([cfgs[run.name]])]
+  if not wanting:
+    return tuple(runs)
+  speeds = {run.name: speed.of_begun(folder / run.name) for run in wanting}
+  short = {
+    run.name: resolve_run(_shortened(run), folder) for run in wanting if not speeds[run.name]
+  }
+  if short:
+    slot = slot_of(list(short.values()))
+    for name, member in short.items():
+      known = _known(member, slot)
+      found = known.get(program_of(member)) or _measure(member, slot, known)
+      if found is None:
+        raise ConfigError(
+          f"run {name}: train.seconds={cfgs[name].train.seconds:g}: {PROBE_STEPS} steps take over "
+          f"{PROBE_SECONDS:.0f} s here; set train.tokens_per_sec"
+        )
+      per_token = run_flops_per_token(member.cfg, "exact")
+      speeds[name] = round(found["flops_per_sec"] / per_token, 1)
+  more = lambda run: {**run.overrides, "train.tokens_per_sec": speeds[run.name]}
+  return tuple(
+    dataclasses.replace(run, overrides=more(run)) if run.name in speeds else run for run in runs
+  )
+
+
+def _shortened(run: Run) -> Run:
+  """The run with a budget of a probe."""
+  return dataclasses.replace(run, overrides={**run.overrides, **SHORT})
 
 
 def remembered(member: Member, slot: slots.Slot) -> Speed | None:
   """The speed of this machine as probes found it earlier; None where there were none."""
-  file = pathlib.Path(member.cfg.data.cache_dir).expanduser() / "speed.json"
-  known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-  here = _where(slot) if known else ""
-  return _speed(here, known[here], known[here].values()) if known.get(here) else None
+  mine = _known(member, slot)
+  return _speed(_where(slot), mine, mine.values()) if mine else None
 
 
 def step_flops(cfg: Config) -> float:
@@ -161,6 +202,31 @@ def _speed(here: str, probes: Mapping[str, Mapping], asked: Collection[Mapping])
   )
 
 
+def _known(member: Member, slot: slots.Slot) -> dict[str, Mapping[str, float]]:
+  """{program: its probe} of such a share of this machine."""
+  file = _file(member)
+  known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+  return known.get(_where(slot), {}) if known else {}
+
+
+def _measure(
+  member: Member, slot: slots.Slot, mine: Mapping[str, Mapping[str, float]]
+) -> Mapping[str, float] | None:
+  """A probe of a run's program, remembered beside those of `mine`; None if it takes too long."""
+  here, file = _where(slot), _file(member)
+  print(f"measuring speed: {PROBE_STEPS} steps of {member.name} on {here}", file=sys.stderr)
+  probe = _probe(member, slot)
+  if probe is not None:
+    known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, {**known, here: {**mine, program_of(member): probe}})
+  return probe
+
+
+def _file(member: Member) -> pathlib.Path:
+  return pathlib.Path(member.cfg.data.cache_dir).expanduser() / "speed.json"
+
+
 def _where(slot: slots.Slot) -> str:
   devices = slots.find_devices()
   if devices.platform != "cpu":
@@ -183,22 +249,25 @@ def _cpu_name() -> str:
 def _probe(member: Member, slot: slots.Slot) -> Mapping[str, float] | None:
   """What `measured` remembers of one config; None if PROBE_SECONDS do not suffice for it.
 
-  It is run twice: the second process finds the program compiled, and its speed is what counts.
+  It is run twice: the second process finds the program compiled, and its speed is what counts. It takes
+  more steps where they are short.
   """
-  first = _probe_once(member, slot)
-  again = first and _probe_once(member, slot)
+  first = _probe_once(member, slot, PROBE_STEPS)
+  if first is None:
+    return None
+  step = first["flops_per_step"] / first["flops_per_sec"]
+  steps = min(max(PROBE_STEPS, round(LONG_PROBE / step)), MOST_STEPS)
+  again = _probe_once(member, slot, steps)
   if not again:
     return None
   return {**again, "compiling": max(first["overhead"] - again["overhead"], 0.0)}
 
 
-def _probe_once(member: Member, slot: slots.Slot) -> Mapping[str, float] | None:
+def _probe_once(member: Member, slot: slots.Slot, steps: int) -> Mapping[str, float] | None:
   """FLOP/s of one short run, and the seconds of it that were not training or evaluation."""
-  budgets = dict.fromkeys(BUDGETS)
   settings = {
-    **budgets, "train.steps": PROBE_STEPS, "log.every_steps": PROBE_STEPS // 4,
-    "eval.every_steps": PROBE_STEPS, "sample.tokens": 0, "log.wandb": "disabled",
-    "optim.peak_lr": 0.0,  # cannot diverge
+    **SHORT, "train.steps": steps, "log.every_steps": steps // 4, "eval.every_steps": steps,
+    "sample.tokens": 0, "log.wandb": "disabled", "optim.peak_lr": 0.0,  # cannot diverge
   }  # fmt: skip
   with tempfile.TemporaryDirectory() as folder:
     place = dataclasses.replace(member, workdir=pathlib.Path(folder) / "probe")
@@ -219,5 +288,5 @@ def _probe_once(member: Member, slot: slots.Slot) -> Mapping[str, float] | None:
   per_step = step_flops(member.cfg)
   per_sec = row["tokens_per_sec"] * run_flops_per_token(member.cfg, "exact")
   evaluated = eval_tokens(member.cfg) * FORWARD / row["tokens_per_sec"]
-  spent = PROBE_STEPS * per_step / per_sec + evaluated
+  spent = steps * per_step / per_sec + evaluated
   return {"flops_per_step": per_step, "flops_per_sec": per_sec, "overhead": max(wall - spent, 0.0)}

@@ -11,7 +11,9 @@ import functools
 import math
 import typing
 
-BUDGETS = ("train.steps", "train.tokens", "train.tokens_per_param", "train.flops")
+BUDGETS = (
+  "train.steps", "train.tokens", "train.tokens_per_param", "train.flops", "train.seconds",
+)  # fmt: skip
 INT32 = 2**31 - 1
 ABSENT = object()  # no neutral value: every run directory holds the key
 
@@ -185,6 +187,8 @@ class TrainConfig:
   tokens: int | None = field("[1, inf)", "4_000_000")
   tokens_per_param: float | None = field("(0, inf)", "20")
   flops: float | None = field("(0, inf)", "1e15")
+  seconds: float | None = field("(0, inf)", "600", neutral=None)
+  tokens_per_sec: float | None = field("(0, inf)", "15_000", identity=False, neutral=None)
   count: str = field(choices=("total", "non_embedding"))
   flops_convention: str = field(choices=("6ND", "6ND_nonembedding", "exact"))
   on_nonfinite: str = field(choices=("stop", "skip", "rewind"), neutral="stop")

@@ -94,6 +94,15 @@ def anywhere(flag: bool) -> bool:
   return bool(multihost_utils.process_allgather(np.array(flag)).any())
 
 
+def of_leader(value: float) -> float:
+  """The value that the leader has; all must ask together."""
+  if jax.process_count() == 1:
+    return value
+  from jax.experimental import multihost_utils
+
+  return float(multihost_utils.broadcast_one_to_all(np.float64(value)))
+
+
 def wait_for_all(name: str) -> None:
   """Returns when every process has come here."""
   if jax.process_count() > 1:

@@ -54,6 +54,7 @@ class Plan:
     emulated: what to know of model.dtype on this CPU; None where it multiplies such numbers in hardware.
     row_lengths: [(tokens of a row, the last step with them)] where rows grow; None where they do not.
     rules: what the config's rule set, in words; None without one.
+    seconds, tokens_per_sec: the budget in seconds and the speed it counts with; None where it is another.
     compiled: what XLA makes of the step (lm.plan.compiled.examine); None if it was not compiled.
   """
 
@@ -77,13 +78,16 @@ class Plan:
   emulated: str | None = None
   row_lengths: Sequence[tuple[int, int]] | None = None
   rules: str | None = None
+  seconds: float | None = None
+  tokens_per_sec: float | None = None
   compiled: Mapping[str, Any] | None = None
 
   def to_dict(self) -> dict[str, Any]:
     """Plain numbers, as run.json and --json hold them."""
     found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
     found["parameters"] = self.parameters._asdict()
-    off = ("decay_steps", "decay_epochs", "emulated", "row_lengths", "rules", "compiled")
+    off = ("decay_steps", "decay_epochs", "emulated", "row_lengths", "rules", "compiled", "seconds",
+      "tokens_per_sec")  # fmt: skip
     return {name: value for name, value in found.items() if value is not None or name not in off}
 
 
@@ -124,6 +128,8 @@ def make_plan(cfg: Config, data: Any = None, devices: Sequence[jax.Device] | Non
     emulated=_emulated(cfg, devices[0]),
     row_lengths=curriculum.stages(cfg) if cfg.data.length_curriculum else None,
     rules=words(cfg),
+    seconds=cfg.train.seconds,
+    tokens_per_sec=cfg.train.tokens_per_sec,
   )
 
 
@@ -153,7 +159,8 @@ def show(plan: Plan) -> str:
   lines = [
     f"parameters  {counts.total:,} ({counts.non_embedding:,} non-embedding)",
     f"budget      {plan.steps:,} steps, {plan.tokens:,} {unit}, "
-    f"{plan.tokens_per_param:.3g} a parameter",
+    f"{plan.tokens_per_param:.3g} a parameter"
+    + (f", {plan.seconds:g} s at {plan.tokens_per_sec:,.0f} {unit}/s" if plan.seconds else ""),
     "flops       " + ", ".join(f"{v:.3e} ({k})" for k, v in plan.flops.items()),
     "memory      " + ", ".join(f"{_bytes(v)} {k}" for k, v in plan.bytes.items()) + " a device",
     f"devices     {plan.devices} x {plan.device}, " + show_mesh(plan.mesh),

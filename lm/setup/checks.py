@@ -115,6 +115,10 @@ def _check_training(cfg: Config) -> None:
         else "; set --config.train.steps=1000"
       )
     )
+  if cfg.train.tokens_per_sec is not None and cfg.train.seconds is None:
+    raise ConfigError(
+      f"train.tokens_per_sec={cfg.train.tokens_per_sec}: is read with train.seconds only; use None"
+    )
   if (cfg.optim.warmup_frac is None) == (cfg.optim.warmup_tokens is None):
     raise ConfigError(
       f"optim.warmup_tokens={cfg.optim.warmup_tokens}: exactly one of optim.warmup_frac and "

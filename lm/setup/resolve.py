@@ -126,6 +126,8 @@ def _steps(cfg: Config, per_step: float) -> int:
     tokens = train.tokens
   elif train.tokens_per_param is not None:
     tokens = train.tokens_per_param * getattr(run_counts(cfg), train.count)
+  elif train.seconds is not None:
+    tokens = train.seconds * speed_of(cfg)
   else:
     tokens = train.flops / run_flops_per_token(cfg, train.flops_convention)
   steps = round(tokens / per_step)
@@ -135,6 +137,20 @@ def _steps(cfg: Config, per_step: float) -> int:
       "raise the budget or lower train.batch_size"
     )
   return steps
+
+
+def speed_of(cfg: Config) -> float:
+  """Tokens a second that train.seconds counts with.
+
+  Raises:
+    ConfigError: they are not known, and nothing here can measure them.
+  """
+  if cfg.train.tokens_per_sec is None:
+    raise ConfigError(
+      f"train.seconds={cfg.train.seconds:g}: needs the run's speed, which is not measured here; set "
+      "train.tokens_per_sec"
+    )
+  return cfg.train.tokens_per_sec
 
 
 def _check_split(model: ModelConfig, mesh: MeshConfig) -> None:

@@ -24,6 +24,7 @@ from lm.cost.parameters import run_counts
 from lm.data.kinds import KINDS
 from lm.models.registry import family_of
 from lm.objectives.registry import objective_of
+from lm.setup.resolve import speed_of
 
 BASE_RATIO = 20.0  # tokens a parameter that a config's own values are for
 
@@ -168,6 +169,8 @@ def _scale(cfg: Config, rule: Rule, given: Mapping[str, object]) -> Scale:
   batch = float(train.batch_size * cfg.model.seq_len)
   if train.tokens is not None:
     tokens = float(train.tokens)
+  elif train.seconds is not None:
+    tokens = train.seconds * speed_of(cfg)
   elif train.steps is not None:
     tried = rule.values(Scale(1e8, 1e9, batch, 1e-3, 0.1))
     if "train.batch_size" not in given and "batch" in tried:
