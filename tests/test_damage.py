@@ -337,6 +337,16 @@ def test_other_data_are_refused_unless_accepted(text_copy):
   from_text(text_copy, text_copy / "run")  # from now on these are its data
 
 
+def test_without_run_json_the_checkpoint_knows_its_data(text_copy):
+  write_corpus(text_copy, "one more line\n")
+  (text_copy / "run" / "run.json").unlink()
+  with pytest.raises(ConfigError, match=r"trained on up to step 6 \(corpus \w+ there, \w+ now\)"):
+    from_text(text_copy, text_copy / "run")
+  assert "resumed at step 6" in from_text(text_copy, text_copy / "run", "--accept_new_data")
+  edit_run(text_copy / "run", status="interrupted")
+  from_text(text_copy, text_copy / "run")  # checkpoints from before are kept beside the new one
+
+
 def test_another_tokenizer_is_named(text_copy):
   edit_run(
     text_copy / "run",
@@ -384,5 +394,49 @@ def test_a_checkpoint_of_another_model_is_named(copy, tmp_path):
   run(tmp_path / "other", **SETTINGS, model__width=32)
   shutil.rmtree(copy / "checkpoints")
   shutil.copytree(tmp_path / "other" / "checkpoints", copy / "checkpoints")
+  with pytest.raises(ConfigError, match="model.width=32 there, 16 here"):
+    load_params(copy, "latest")
+  without_origin(copy / "checkpoints" / "8")
   with pytest.raises(ConfigError, match=r"is \(.*\) in checkpoint 8, and \(.*\) by config.json"):
     load_params(copy, "latest")
+
+
+def without_origin(folder):
+  """A checkpoint as from before they said whose they are."""
+  sums = json.loads((folder / "checksums.json").read_text())
+  del sums["origin.json"]
+  (folder / "checksums.json").write_text(json.dumps(sums))
+  (folder / "origin.json").unlink()
+
+
+def copied_from(other, workdir, step="8"):
+  """The other run's checkpoint in place of the run's own."""
+  shutil.rmtree(workdir / "checkpoints" / step)
+  shutil.copytree(other / "checkpoints" / step, workdir / "checkpoints" / step)
+
+
+def test_a_checkpoint_of_another_run_is_refused_naming_both(whole, copy, tmp_path):
+  run(tmp_path / "other", **SETTINGS, seed=1)
+  mine, theirs = (rundir.read_run(path)["id"] for path in (copy, tmp_path / "other"))
+  copied_from(tmp_path / "other", copy)
+  words = rf"checkpoint 8 is of another run \({theirs}; this one is {mine}: seed=1 there, 0 here\)"
+  before = (copy / "run.json").read_bytes()
+  for use in (lambda: run(copy, **SETTINGS), lambda: load_params(copy, "latest")):
+    with pytest.raises(ConfigError, match=words):  # done or not, trained on or read
+      use()
+  assert (copy / "run.json").read_bytes() == before
+  edit_run(copy, status="interrupted")
+  copied_from(tmp_path / "other", copy, "6")  # not the newest one
+  copied_from(whole, copy)
+  with pytest.raises(ConfigError, match=words.replace("checkpoint 8", "checkpoint 6")):
+    run(copy, **SETTINGS)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_does_not_say_whose_it_is_is_used(whole, copy):
+  for folder in (copy / "checkpoints").iterdir():
+    without_origin(folder)
+  shutil.rmtree(copy / "checkpoints" / "8")
+  edit_run(copy, status="interrupted")
+  assert "resumed at step 6 of 8" in run(copy, **SETTINGS)
+  assert_like(whole, copy)

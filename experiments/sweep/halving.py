@@ -27,6 +27,7 @@ from lm.config.schema import BUDGETS, Config, flatten
 from lm.data import curriculum
 from lm.files import read_jsonl, write_json
 from lm.optim.schedules import lr_multiplier
+from lm.runs import manifest
 from lm.runs.checkpoint import best_step
 from lm.runs.rundir import checkpoint_steps
 from lm.setup.hparams import make_hparams
@@ -220,6 +221,8 @@ def go_on(source: pathlib.Path, member: Member, shared: int) -> None:
   shutil.rmtree(copies, ignore_errors=True)  # of an attempt that was killed
   for step in {at, best} - {None} if member.cfg.checkpoint.best else {at}:
     shutil.copytree(source / "checkpoints" / str(step), copies / str(step))
+    was = manifest.read_origin(copies / str(step)).get("data", {})
+    manifest.adopt(copies / str(step), {"config": dataclasses.asdict(member.cfg), "data": was})
   shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
   os.replace(copies, workdir / "checkpoints")  # what says that the run has begun comes last
 

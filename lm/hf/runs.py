@@ -110,7 +110,7 @@ def _make_run(
   tokenizers.save_tokenizer(tokenizer, inside)
   run = rundir.open_run(workdir, cfg, {"labels": classes_of(hf_config)})
   write_json(workdir / IMPORTED, hf_config)
-  checkpoints = Checkpointer(workdir, cfg.checkpoint)
+  checkpoints = Checkpointer(workdir, cfg.checkpoint, rundir.origin(cfg, {}))
   checkpoints.save({"params": params if cfg.model.scan_layers else unstack_layers(params)}, 0)
   checkpoints.close()
   rundir.close_run(workdir, run, "done", reason=f"imported from {source}")

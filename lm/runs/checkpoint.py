@@ -21,7 +21,7 @@ from lm.models import trees
 from lm.models.registry import make_model
 from lm.runs import manifest, packed
 from lm.runs.metrics import watched
-from lm.runs.rundir import checkpoint_steps, read_config
+from lm.runs.rundir import check_origin, checkpoint_steps, read_config
 
 
 class Checkpointer:
@@ -30,12 +30,15 @@ class Checkpointer:
   Args:
     workdir: the run directory.
     cfg: how many to keep.
+    origin: whose they are (`rundir.origin`).
   """
 
-  def __init__(self, workdir: pathlib.Path, cfg: CheckpointConfig):
+  def __init__(
+    self, workdir: pathlib.Path, cfg: CheckpointConfig, origin: Mapping[str, object] | None = None
+  ):
     import orbax.checkpoint as ocp
 
-    self._ocp = ocp
+    self._ocp, self._origin = ocp, origin
     folder = self._folder = workdir.resolve() / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
     self._kept, self._saving = _Kept(cfg.keep), None
@@ -117,7 +120,10 @@ class Checkpointer:
       return
     unfinished = list(self._folder.glob(f"{self._saving}.orbax-checkpoint-tmp*"))
     newest = max(unfinished, key=lambda p: p.stat().st_mtime_ns, default=None)
-    manifest.write_checksums(newest or self._folder / str(self._saving))
+    folder = newest or self._folder / str(self._saving)
+    if self._origin:
+      manifest.write_origin(folder, self._origin)
+    manifest.write_checksums(folder)
 
 
 class _Kept:
@@ -214,6 +220,7 @@ def load_state(workdir: pathlib.Path, which: str = "best") -> tuple[dict[str, An
       else:
         for line in damage:
           print(f"{line}; using checkpoint {tried} instead", file=sys.stderr)
+        check_origin(workdir, tried, read_config(workdir))
         _check_shapes(workdir, tried, state["params"])
         return {"extra": {}, **state}, tried
     damage.append(f"{folder / str(tried)}: {why}")

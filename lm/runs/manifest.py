@@ -1,14 +1,17 @@
-"""Checksums of a checkpoint's files: written before it is complete, compared before it is used.
+"""Checksums of a checkpoint's files and whose it is: written before it is complete, compared before it is used.
 
-A checkpoint of an earlier version has none; what is wrong with it shows when it is read.
+A checkpoint of an earlier version has neither; what is wrong with it shows when it is read.
 """
 
 import json
 import pathlib
+from collections.abc import Mapping
 
 from lm.data.sources.digest import file_digest
+from lm.files import write_json
 
 NAME = "checksums.json"
+ORIGIN = "origin.json"  # {"config": of the run that saved it, "data": {name: fingerprint}}
 LATER = ("commit_success.txt", "_CHECKPOINT_METADATA")  # orbax writes them when all else is there
 NEEDED = ("default/_METADATA",)  # what every checkpoint has
 
@@ -21,6 +24,35 @@ def write_checksums(folder: pathlib.Path) -> None:
     if path.name not in LATER
   }
   (folder / NAME).write_text(json.dumps(sums), encoding="utf-8")
+
+
+def write_origin(folder: pathlib.Path, origin: Mapping[str, object]) -> None:
+  """Whose the checkpoint is, into its folder; `read_origin` gives it back."""
+  write_json(folder / ORIGIN, origin)
+
+
+def adopt(folder: pathlib.Path, origin: Mapping[str, object]) -> None:
+  """Makes a copied checkpoint that of another run, which computed the same up to it; an old one stays as it is."""
+  if not (folder / ORIGIN).exists():
+    return
+  write_origin(folder, origin)
+  sums = json.loads((folder / NAME).read_text(encoding="utf-8"))
+  path = folder / ORIGIN
+  sums[ORIGIN] = [path.stat().st_size, file_digest(path)]  # what else is damaged stays so
+  (folder / NAME).write_text(json.dumps(sums), encoding="utf-8")
+
+
+def read_origin(folder: pathlib.Path) -> dict[str, object]:
+  """Whose a checkpoint is; {} for one that does not say, or whose file about it is damaged."""
+  path = folder / ORIGIN
+  try:
+    sums = json.loads((folder / NAME).read_text(encoding="utf-8"))
+    if file_digest(path) != sums[ORIGIN][1]:
+      return {}
+    found = json.loads(path.read_text(encoding="utf-8"))
+  except (OSError, ValueError, LookupError, TypeError, RecursionError):
+    return {}  # what is damaged `find_damage` tells
+  return found if isinstance(found, dict) else {}
 
 
 def is_verifiable(folder: pathlib.Path) -> bool:

@@ -120,14 +120,81 @@ def check_same_run(workdir: pathlib.Path, cfg: Config, ignored: Collection[str] 
     )
 
 
-def data_change(workdir: pathlib.Path, data: Mapping[str, object]) -> str | None:
-  """None if run.json there records the data described, or none; else what differs, in words.
+def origin(cfg: Config, data: Mapping[str, object]) -> dict[str, object]:
+  """Whose a checkpoint is, as it says itself: the run's config and what its data are.
 
   Args:
     data: as a kind of batch describes it (lm.data.kinds.Kind.describe).
   """
-  was = fingerprints(read_run(workdir).get("data", {}))
-  now = fingerprints(data)
+  return {"config": dataclasses.asdict(cfg), "data": fingerprints(data)}
+
+
+def check_origin(
+  workdir: pathlib.Path,
+  step: int,
+  cfg: Config,
+  data: Mapping[str, object] | None = None,
+  accept_new_data: bool = False,
+) -> None:
+  """ConfigError for a checkpoint that another run saved; names both, and the first key that differs.
+
+  Keys of `data` are not compared, as data may be moved; what they hold is. A checkpoint from before
+  checkpoints said whose they are passes.
+
+  Args:
+    cfg: the run's resolved config.
+    data: described as in `origin`; None = what run.json says.
+    accept_new_data: the data may differ, and how long the run is with them.
+  """
+  theirs = manifest.read_origin(workdir / "checkpoints" / str(step))
+  if not isinstance(theirs.get("config"), Mapping):
+    return
+  run = read_run(workdir)
+  accepted = [change for change in run.get("new_data", []) if isinstance(change, Mapping)]
+  accept_new_data |= any(change.get("step", 0) >= step for change in accepted)
+  saved = from_json(theirs["config"])
+  mine, other = identity_fields(cfg), identity_fields(saved)
+  ignored = OF_DATA if accept_new_data else ()
+  differ = (
+    f"{key}={other.get(key)} there, {value} here"
+    for key, value in mine.items()
+    if not key.startswith("data.")
+    and key not in ignored
+    and not _equal_numbers(other.get(key), value)
+  )
+  words = next(differ, None)
+  if words is None and not accept_new_data:
+    now = fingerprints(run.get("data", {}) if data is None else data)
+    words = _change(_origin_data(theirs), now)
+  if words:
+    raise ConfigError(
+      f"workdir={bucket.name_of(workdir)}: checkpoint {step} is of another run ({identity(saved)}; this one is "
+      f"{identity(cfg)}: {words}); bring this run's own back from a copy, or take that folder away"
+    )
+
+
+def data_change(workdir: pathlib.Path, data: Mapping[str, object]) -> str | None:
+  """None if run.json there records the data described, or none; else what differs, in words.
+
+  Without run.json the newest checkpoint is asked.
+
+  Args:
+    data: as a kind of batch describes it (lm.data.kinds.Kind.describe).
+  """
+  was: Mapping[str, object] = fingerprints(read_run(workdir).get("data", {}))
+  steps = checkpoint_steps(workdir)
+  if not was and steps:  # without run.json the newest checkpoint knows
+    was = _origin_data(manifest.read_origin(workdir / "checkpoints" / str(max(steps))))
+  return _change(was, fingerprints(data))
+
+
+def _origin_data(found: Mapping[str, object]) -> Mapping[str, object]:
+  data = found.get("data")
+  return data if isinstance(data, Mapping) else {}
+
+
+def _change(was: Mapping[str, object], now: Mapping[str, object]) -> str | None:
+  """What differs between two descriptions' fingerprints, in words; None where nothing does."""
   differ = [name for name in was if name in now and was[name] != now[name]]
   return ", ".join(f"{name} {was[name]} there, {now[name]} now" for name in differ) or None
 
@@ -156,6 +223,7 @@ def is_done(workdir: pathlib.Path, cfg: Config) -> bool:
   if not steps:
     return True
   folder, last = workdir / "checkpoints", max(steps)
+  check_origin(workdir, last, cfg)
   damage = manifest.find_damage(folder / str(last), contents=False)
   ended = run.get("ended_at", last if run.get("reason") else cfg.train.steps)  # stopped early?
   if damage is None and last >= ended:

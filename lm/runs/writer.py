@@ -79,7 +79,8 @@ class RunWriter:
       save_tokenizer(data.tokenizer, workdir / "tokenizer")
     self._rewinds = [dict(r) for r in rundir.read_run(workdir).get("rewinds", [])]
     processes.wait_for_all("run directory")
-    self.checkpoints = Checkpointer(workdir, cfg.checkpoint)
+    origin = rundir.origin(cfg, kind_of(cfg).describe(data))
+    self.checkpoints = Checkpointer(workdir, cfg.checkpoint, origin)
 
   def abandon(self) -> None:
     """As if the directory had not been opened: for a run that is refused before it begins."""
@@ -296,12 +297,12 @@ def open_runs(
     more: what else run.json should say.
 
   Raises:
-    ConfigError: a directory holds another run, is being written by another process, is damaged, or its run
-      was trained on other data.
+    ConfigError: a directory holds another run or a checkpoint of one, is being written by another process,
+      is damaged, or its run was trained on other data.
   """
   for cfg, workdir, each in zip(cfgs, workdirs, data, strict=True):
-    steps = rundir.checkpoint_steps(workdir)
-    change = rundir.data_change(workdir, kind_of(cfg).describe(each))
+    steps, description = rundir.checkpoint_steps(workdir), kind_of(cfg).describe(each)
+    change = rundir.data_change(workdir, description)
     follows = rundir.OF_DATA if accept_new_data else (*rundir.OF_DATA, "model.vocab_size")
     rundir.check_same_run(workdir, cfg, follows if change else ())
     if change and steps and not accept_new_data:
@@ -309,6 +310,8 @@ def open_runs(
         f"workdir={workdir}: its data are not those it was trained on up to step {max(steps)} ({change}); "
         "bring them back, choose another --workdir, or go on with --accept_new_data"
       )
+    for step in sorted(steps, reverse=True):
+      rundir.check_origin(workdir, step, cfg, description, accept_new_data)
     check_record(workdir, max(steps, default=0))
     check_mirrors(cfg.log)
   made = []
