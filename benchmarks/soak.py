@@ -23,6 +23,7 @@ import time
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+from lm.config.errors import ConfigError
 from lm.runs import rundir
 from lm.runs.reproduce import parameter_differences, record_differences
 
@@ -100,7 +101,7 @@ def soak(workdir: pathlib.Path, name: str, rng: random.Random, peaceful) -> dict
   kills, damaged, problems = 0, 0, []
   while True:
     process = start(workdir, name)
-    # Before its first step, while it trains, evaluates, saves, or at its end; after a dozen a run is left alone.
+    # Before the first step, in training, evaluation or saving, at the end. After a dozen it is left alone.
     wait = rng.uniform(0.1, 1.0) * seconds if kills < 12 else None
     try:
       _, said = process.communicate(timeout=wait)
@@ -113,15 +114,21 @@ def soak(workdir: pathlib.Path, name: str, rng: random.Random, peaceful) -> dict
     if process.returncode:
       problems.append(f"exit {process.returncode}: {said.strip().splitlines()[-1:]}")
     break
-  if not problems:
-    problems = [*record_differences(whole, workdir), *parameter_differences(whole, workdir)]
+  try:
+    problems += record_differences(whole, workdir) + parameter_differences(whole, workdir)
+  except ConfigError as error:
+    problems.append(str(error))
   return {"setting": name, "kills": kills, "damaged": damaged, "differences": problems}
 
 
 def maybe_damage(workdir: pathlib.Path, rng: random.Random) -> int:
-  """One time in four, an accident to the newest checkpoint, if one before it stays whole."""
+  """One time in four, an accident to the newest checkpoint of a run that goes on, if one before it stays whole.
+
+  A run that is done is not trained again: what is damaged of it shows when it is read.
+  """
   steps = sorted(rundir.checkpoint_steps(workdir))
-  if len(steps) < 2 or rng.random() > 0.25:
+  done = (workdir / "run.json").exists() and rundir.read_run(workdir).get("status") == "done"
+  if len(steps) < 2 or done or rng.random() > 0.25:
     return 0
   folder = workdir / "checkpoints" / str(steps[-1])
   file = rng.choice(sorted(p for p in (folder / "default").rglob("*") if p.is_file()))

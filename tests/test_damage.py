@@ -394,7 +394,7 @@ def test_a_checkpoint_of_another_model_is_named(copy, tmp_path):
   run(tmp_path / "other", **SETTINGS, model__width=32)
   shutil.rmtree(copy / "checkpoints")
   shutil.copytree(tmp_path / "other" / "checkpoints", copy / "checkpoints")
-  with pytest.raises(ConfigError, match="model.width=32 there, 16 here"):
+  with pytest.raises(ConfigError, match=r"model.width=32 there, 16 here"):
     load_params(copy, "latest")
   without_origin(copy / "checkpoints" / "8")
   with pytest.raises(ConfigError, match=r"is \(.*\) in checkpoint 8, and \(.*\) by config.json"):

@@ -5,12 +5,19 @@ import sys
 
 import pytest
 
+from experiments.sweep import search
 from lm.config.errors import ConfigError, suggest
+from lm.data.sources import facts, reversed_words
 from lm.data.tokenizers import known_vocab_size
+from lm.runs import rundir
 from lm.setup.load import load_config
 from lm.setup.resolve import resolve
 
 DEFAULT = "configs/default.py"
+COUNTED = {
+  "facts": lambda name: facts.read(name, "data.sources=facts"),
+  "reversed": lambda name: reversed_words.read(name, None, "data.sources=reversed"),
+}
 
 # What is set -> the exact words.
 BAD = [
@@ -198,6 +205,35 @@ def test_train_prints_one_line_and_exits_with_2(words, line, tmp_path):
   assert done.stdout == ""
   assert done.stderr.startswith(line) and done.stderr.count("\n") == 1
   assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+  "body, words",
+  [
+    ("return None", "get_config() must return a ConfigDict, not NoneType"),
+    ("return {'seed': 3}", "get_config() must return a ConfigDict, not dict"),
+    ("raise SystemExit(7)", "the file fails with SystemExit: 7; run it with python"),
+    ("raise KeyError", "KeyError"),
+    ("return 1 / 0", "the file fails with ZeroDivisionError: division by zero; run it with python"),
+  ],
+)
+def test_a_config_file_that_gives_none_is_one_line(tmp_path, body, words):
+  (tmp_path / "c.py").write_text(f"def get_config():\n  {body}\n")
+  with pytest.raises(ConfigError) as error:
+    load_config(str(tmp_path / "c.py"))
+  assert str(error.value).startswith(f"config={tmp_path / 'c.py'}: {words}")
+
+
+@pytest.mark.parametrize("digits", ["²", "１", "9" * 5000])
+def test_digits_that_make_no_count_are_refused(digits, tmp_path):
+  for source, words in (("facts", "how many facts"), ("reversed", "how many pairs")):
+    with pytest.raises(ConfigError, match=words):
+      list(COUNTED[source](digits))
+  with pytest.raises(ConfigError, match="must be a number of draws"):
+    search.sweep_from_text("configs/smoke.py", [], [digits, "seed=int:0..3"])
+  (tmp_path / "checkpoints" / "²").mkdir(parents=True)
+  (tmp_path / "checkpoints" / "20").mkdir()
+  assert rundir.checkpoint_steps(tmp_path) == {20}
 
 
 def test_names_of_many_runs_are_suggested_as_they_are():

@@ -13,7 +13,7 @@ from experiments.launch.wandb_sweep import shared_overrides, varied
 from experiments.sweep.search import Range, parse_range
 from experiments.sweep.sweep import Experiment, Member, Run, resolve_run, run_name
 from lm.config.command_line import once
-from lm.config.errors import ConfigError, first_line
+from lm.config.errors import ConfigError, first_line, whole_number
 
 FILE = "optuna.log"
 
@@ -47,7 +47,7 @@ class Study:
     except ImportError:
       raise ConfigError("optuna=: is not installed; pip install optuna") from None
     count, *texts = asked
-    if not count.isdigit() or int(count) < 1:
+    if not whole_number(count):
       raise ConfigError(
         f"optuna={' '.join(asked)}: must be a number of trials, then key=RANGE; "
         "for example --optuna 20 optim.peak_lr=log:1e-4..1e-2"

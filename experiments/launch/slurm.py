@@ -24,7 +24,7 @@ from experiments.launch import stacks, throughput
 from experiments.launch.jobs import Asked, Job, State, Ticket
 from experiments.launch.locks import Lock
 from experiments.sweep.sweep import Member, devices_needed
-from lm.config.errors import ConfigError
+from lm.config.errors import ConfigError, whole_number
 from lm.cost.memory import memory_bytes
 
 PASSED_ON = ("partition", "account", "qos", "constraint", "reservation", "time", "mem", "exclude")
@@ -235,7 +235,7 @@ def make(asked: Asked, members: Sequence[Member]) -> Slurm:
   if out.returncode:
     raise ConfigError(f"on=slurm: the cluster does not answer ({_first(out.stderr)}); is it up?")
   gpus = asked.words.get("gpus_per_node")
-  if gpus is not None and not gpus.isdigit():
+  if gpus is not None and whole_number(gpus) is None:
     raise ConfigError(f"with=gpus_per_node={gpus}: must be a whole number; use 8, or 0 for CPUs")
   gpus = gpus_of(out.stdout, asked.words.get("partition")) if gpus is None else int(gpus)
   jobs_.read_count(asked.words, "cpus_per_task")

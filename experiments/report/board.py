@@ -21,7 +21,7 @@ from experiments.ledger.refresh import FolderReader
 from experiments.ledger.rows import binned, file_system
 from experiments.report.page import HERE, escape, inline_json
 from experiments.report.tables import COUNTS
-from lm.config.errors import ConfigError, check_within
+from lm.config.errors import ConfigError, check_within, whole_number
 
 CURVE_BINS = 120_000  # over all runs; every evaluation stays
 DETAILS = 3_000_000  # characters of samples and logs over all runs of a page
@@ -152,7 +152,8 @@ def make_server(reader: FolderReader, port: int) -> http.server.ThreadingHTTPSer
       elif place.path == "/ledger.json":
         rows, version, since = look()
         given = asked.get("since", "")
-        only = since(int(given)) if given.isdigit() else None
+        seen = whole_number(given)
+        only = None if seen is None else since(seen)
         data = board_data(rows, REFRESH_SECONDS, version, only)
         self._answer("application/json", inline_json(data))
       elif place.path == "/run.json":
@@ -261,7 +262,7 @@ def run_details(row: Mapping, characters: int = 60_000) -> dict[str, list]:
     folder = f"{path}/checkpoints"
     if fs.exists(folder):
       names = [pathlib.PurePosixPath(p).name for p in fs.ls(folder, detail=False)]
-      details["checkpoints"] = sorted(int(n) for n in names if n.isdigit())
+      details["checkpoints"] = sorted(n for n in map(whole_number, names) if n is not None)
   except (OSError, ConfigError):  # gone in the meantime: nothing to show
     return details
   share = max(characters // 6, 200)

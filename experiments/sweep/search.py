@@ -23,7 +23,7 @@ from experiments.sweep.sweep import (
   run_name,
 )
 from lm.config.command_line import once
-from lm.config.errors import ConfigError, suggest
+from lm.config.errors import ConfigError, suggest, whole_number
 from lm.setup.load import known_keys
 
 LEAST_WEIGHT = 1e-3  # of a drawn mixture: a run takes no weight of 0
@@ -117,13 +117,14 @@ def parse_dirichlet(words: Sequence[str], seed: int) -> list[dict[str, object]]:
   count, *rest = words
   key, _, values = (rest[0] if len(rest) == 1 else "").partition("=")
   texts = values.split(",")
-  if len(texts) == 1 and values.isdigit() and 2 <= int(values) <= 1000:
-    texts = ["1"] * int(values)
+  equal = whole_number(values) or 0
+  if 2 <= equal <= 1000:
+    texts = ["1"] * equal
   try:
     base = [float(text) for text in texts]
   except ValueError:
     base = []
-  if key != "data.weights" or not count.isdigit() or len(base) < 2:
+  if key != "data.weights" or whole_number(count) is None or len(base) < 2:
     raise ConfigError(
       f"dirichlet={' '.join(words)}: must be a number of mixtures, then data.weights= and the number of "
       "sources or a share for each; for example --dirichlet 64 data.weights=0.5,0.3,0.2"
@@ -231,7 +232,7 @@ def sweep_from_text(
   parts = [grid(axes)]
   if random:
     count, *texts = random
-    if not count.isdigit() or not texts:
+    if whole_number(count) is None or not texts:
       raise ConfigError(
         f"random={' '.join(random)}: must be a number of draws, then key=RANGE; "
         "for example --random 20 optim.peak_lr=log:1e-4..1e-2"

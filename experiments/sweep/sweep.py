@@ -129,7 +129,7 @@ def load(name: str, scale: str | None = None) -> Experiment:
     raise ConfigError(f"scale={scale}: {name} comes in one size; leave --scale out")
   try:
     made = tuple(module.runs(scale=scale) if scale is not None else module.runs())
-  except Exception as error:
+  except (Exception, SystemExit) as error:
     raise _broken(name, error) from error
   law = getattr(module, "law", None)
   if isinstance(law, Mapping):
@@ -281,12 +281,12 @@ def _import(name: str):
   sys.modules[module_name] = module  # so that its dataclasses can be found
   try:
     spec.loader.exec_module(module)
-  except Exception as error:
+  except (Exception, SystemExit) as error:
     raise _broken(name, error) from error
   return module
 
 
-def _broken(name: str, error: Exception) -> ConfigError:
+def _broken(name: str, error: BaseException) -> ConfigError:
   """One line for what an experiment's own code raised, with the place."""
   if isinstance(error, ConfigError):
     return error

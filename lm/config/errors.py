@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import re
 from collections.abc import Iterable
 
 
@@ -35,6 +36,11 @@ def suggest(name: str, names) -> str:
   if any("=" in n for n in names):  # of runs, whose points are those of numbers
     return f"choose from {', '.join(names[:10])} and {len(names) - 10} more"
   return f"choose from {', '.join(dict.fromkeys(n.split('.')[0] for n in names))}"
+
+
+def whole_number(text: str) -> int | None:
+  """The number that up to 18 digits 0 to 9 are; None for any other text."""
+  return int(text) if re.fullmatch("[0-9]{1,18}", text) else None
 
 
 def check_choice(key: str, value: str, options: Iterable[str]) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 
 from ml_collections import ConfigDict
 
-from lm.config.errors import ConfigError, suggest
+from lm.config.errors import ConfigError, first_line, suggest
 from lm.config.schema import ABSENT, Config, rules
 
 CHOOSERS = (
@@ -139,18 +139,23 @@ def run_config_file(spec: str) -> ConfigDict:
     module_spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
       raise ConfigError(f"config={path}: must define get_config(); see configs/default.py")
-    return module.get_config(argument) if argument else module.get_config()
+    found = module.get_config(argument) if argument else module.get_config()
   except ConfigError:
     raise
   except KeyError as error:
-    raise ConfigError(f"config={spec}: {error.args[0]}") from error
-  except Exception as error:
-    text = str(error).splitlines()[0] if str(error) else ""
+    raise ConfigError(f"config={spec}: {error.args[0] if error.args else 'KeyError'}") from error
+  except (Exception, SystemExit) as error:
     raise ConfigError(
-      f"config={spec}: the file fails with {type(error).__name__}: {text}; run it with python"
+      f"config={spec}: the file fails with {type(error).__name__}: {first_line(error)}; run it with python"
     ) from error
   finally:
     sys.path.remove(root)
+  if not isinstance(found, ConfigDict):
+    raise ConfigError(
+      f"config={spec}: get_config() must return a ConfigDict, not {type(found).__name__}; see "
+      "configs/default.py"
+    )
+  return found
 
 
 def _refuse_switch(key: str, overrides: Mapping[str, object], chosen: Mapping[str, object]) -> None:

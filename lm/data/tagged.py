@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lm.config.errors import ConfigError
+from lm.config.errors import ConfigError, whole_number
 from lm.config.schema import Config
 from lm.data import records
 from lm.data.labelled import LISTED, sorted_labels
@@ -68,7 +68,8 @@ def read(specs: Sequence[str], cfg: Config, key: str) -> Iterator[Sentence]:
 def _columns(cfg: Config) -> tuple[int, int] | None:
   """The columns of word and tag; None where fields are names."""
   names = (cfg.data.text_field, cfg.data.label_field or "")
-  return (int(names[0]), int(names[1])) if all(name.isdigit() for name in names) else None
+  word, tag = map(whole_number, names)
+  return None if word is None or tag is None else (word, tag)
 
 
 def _of_columns(path: str, columns: tuple[int, int], where: str) -> Iterator[Sentence]:
@@ -405,7 +406,7 @@ def check_tagged(cfg: Config) -> None:
       f"data.label_field={data.label_field}: objective.name={cfg.objective.name} needs tags beside "
       f"data.text_field={data.text_field}; name the field or column that holds them"
     )
-  if data.text_field.isdigit() != data.label_field.isdigit():
+  if (whole_number(data.text_field) is None) != (whole_number(data.label_field) is None):
     raise ConfigError(
       f"data.label_field={data.label_field}: is to be a number of a column where "
       f"data.text_field={data.text_field} is one, and a name where it is a name; name both alike"

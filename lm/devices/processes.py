@@ -8,7 +8,7 @@ import re
 import jax
 import numpy as np
 
-from lm.config.errors import ConfigError
+from lm.config.errors import ConfigError, whole_number
 
 # Environment variables of launchers whose processes jax.distributed finds by itself, and the least
 # value of each that means more than one.
@@ -125,14 +125,15 @@ def _on_tpu_pod() -> bool:
 
 def _number(name: str) -> int | None:
   text = os.environ.get(name)
-  if text is not None and not text.isdigit():
+  found = None if text is None else whole_number(text)
+  if text is not None and found is None:
     raise ConfigError(f"{name}={text}: must be a number of processes; use 2")
-  return None if text is None else int(text)
+  return found
 
 
 def _check(coordinator, n_processes, process):
   host, colon, port = coordinator.rpartition(":")
-  if not (host and colon and port.isdigit()):
+  if not (host and colon and whole_number(port) is not None):
     raise ConfigError(f"coordinator={coordinator}: must be host:port; use {coordinator}:12345")
   if n_processes is None or process is None:
     raise ConfigError(

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from lm.config.errors import ConfigError, first_line
+from lm.config.errors import ConfigError, first_line, whole_number
 from lm.config.schema import CheckpointConfig, Config
 from lm.devices import processes
 from lm.files import read_jsonl
@@ -198,15 +198,17 @@ def load_state(workdir: pathlib.Path, which: str = "best") -> tuple[dict[str, An
     step = _best_of(steps, workdir)
   elif which == "latest" and steps:
     step = steps[-1]
-  elif which.isdigit() and int(which) in steps:
-    step = int(which)
+  elif (asked := whole_number(which)) in steps:
+    step = asked
   else:
     held = ", ".join(map(str, steps)) or "none"
     raise ConfigError(
       f"workdir={workdir}: no checkpoint {which} (it holds {held}); train first with "
       f"python train.py --workdir {shlex.quote(str(workdir))}"
     )
-  others = [] if which.isdigit() else sorted((s for s in steps if s != step), reverse=True)
+  others = (
+    [] if which not in ("best", "latest") else sorted((s for s in steps if s != step), reverse=True)
+  )
   damage = []
   for tried in (step, *others):
     why = manifest.find_damage(folder / str(tried))

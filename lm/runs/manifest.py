@@ -1,4 +1,4 @@
-"""Checksums of a checkpoint's files and whose it is: written before it is complete, compared before it is used.
+"""Checksums of a checkpoint's files and whose it is: written before it is complete, compared before its use.
 
 A checkpoint of an earlier version has neither; what is wrong with it shows when it is read.
 """
@@ -32,7 +32,7 @@ def write_origin(folder: pathlib.Path, origin: Mapping[str, object]) -> None:
 
 
 def adopt(folder: pathlib.Path, origin: Mapping[str, object]) -> None:
-  """Makes a copied checkpoint that of another run, which computed the same up to it; an old one stays as it is."""
+  """Makes a copied checkpoint that of another run, which computed the same up to it."""
   if not (folder / ORIGIN).exists():
     return
   write_origin(folder, origin)

@@ -19,7 +19,7 @@ from importlib import metadata
 
 import jax
 
-from lm.config.errors import ConfigError
+from lm.config.errors import ConfigError, whole_number
 from lm.config.identity import identity, identity_fields, section_identities
 from lm.config.schema import Config
 from lm.files import read_jsonl, read_object, write_json
@@ -147,12 +147,13 @@ def check_origin(
     accept_new_data: the data may differ, and how long the run is with them.
   """
   theirs = manifest.read_origin(workdir / "checkpoints" / str(step))
-  if not isinstance(theirs.get("config"), Mapping):
+  config = theirs.get("config")
+  if not isinstance(config, Mapping):
     return
   run = read_run(workdir)
   accepted = [change for change in run.get("new_data", []) if isinstance(change, Mapping)]
   accept_new_data |= any(change.get("step", 0) >= step for change in accepted)
-  saved = from_json(theirs["config"])
+  saved = from_json(config)
   mine, other = identity_fields(cfg), identity_fields(saved)
   ignored = OF_DATA if accept_new_data else ()
   differ = (
@@ -168,8 +169,8 @@ def check_origin(
     words = _change(_origin_data(theirs), now)
   if words:
     raise ConfigError(
-      f"workdir={bucket.name_of(workdir)}: checkpoint {step} is of another run ({identity(saved)}; this one is "
-      f"{identity(cfg)}: {words}); bring this run's own back from a copy, or take that folder away"
+      f"workdir={bucket.name_of(workdir)}: checkpoint {step} is of another run ({identity(saved)}; this one "
+      f"is {identity(cfg)}: {words}); bring this run's own back from a copy, or take that folder away"
     )
 
 
@@ -316,7 +317,8 @@ def checkpoint_steps(workdir: pathlib.Path) -> set[int]:
   """Steps of the complete checkpoints of a run directory."""
   folder = workdir / "checkpoints"
   found = folder.iterdir() if folder.is_dir() else ()
-  return {int(p.name) for p in found if p.name.isdigit() and p.is_dir()}
+  numbers = ((whole_number(path.name), path) for path in found)
+  return {n for n, path in numbers if n is not None and path.name == str(n) and path.is_dir()}
 
 
 def last_metrics(workdir: pathlib.Path, prefix: str = "eval/") -> dict[str, float]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lm.config.errors import ConfigError
+from lm.config.errors import ConfigError, whole_number
 from lm.config.schema import DataConfig
 
 FIRST = ("Ada", "Ben", "Clara", "David", "Emma", "Felix", "Greta", "Hugo", "Ida", "Jonas")
@@ -35,11 +35,12 @@ class Fact(NamedTuple):
 
 def read(name: str, where: str) -> Iterator[Fact]:
   """The facts: the same ones on every call. Raises: ConfigError unless the name is a number from 1 up."""
-  if not name.isdigit() or int(name) < 1:
+  count = whole_number(name)
+  if not count:
     raise ConfigError(f"{where}: must say how many facts; use facts:1000")
   random = np.random.default_rng(0)
   draw = lambda options: options[random.integers(len(options))]
-  for _ in range(int(name)):
+  for _ in range(count):
     named = {
       "PER": f"{draw(FIRST)} {draw(LAST)}",
       "LOC": str(draw(PLACES)),

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from lm.config.errors import ConfigError
+from lm.config.errors import ConfigError, whole_number
 from lm.config.schema import DataConfig
 
 WORDS = (
@@ -30,10 +30,11 @@ LEAST, MOST = 2, 5  # words of a source
 
 def read(name: str, cfg: DataConfig, where: str) -> Iterator[tuple[str, str]]:
   """The pairs: the same ones on every call. Raises: ConfigError unless the name is a number from 1 up."""
-  if not name.isdigit() or int(name) < 1:
+  count = whole_number(name)
+  if not count:
     raise ConfigError(f"{where}: must say how many pairs; use reversed:4000")
   random = np.random.default_rng(0)
-  for _ in range(int(name)):
+  for _ in range(count):
     words = random.choice(WORDS, random.integers(LEAST, MOST + 1)).tolist()
     yield " ".join(words), " ".join(words[::-1])
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from lm.config.errors import ConfigError
+from lm.config.errors import ConfigError, whole_number
 
 PATIENCE = 10_000  # records without text, after which a source without any is refused
 LISTED, LONGEST = 8, 60  # names in a message, characters of each
@@ -140,7 +140,7 @@ class Fields(Field):
 
 def without_header(names: Iterable[str], first_row: Sequence[str]) -> bool:
   """Whether fields are columns by number, in a file whose first row does not name them so."""
-  return all(name.isdigit() for name in names) and not set(names) <= set(first_row)
+  return all(whole_number(name) is not None for name in names) and not set(names) <= set(first_row)
 
 
 def _text_fields(value: object, name: str, depth: int = 0) -> list[str]:
