@@ -122,7 +122,7 @@ def soak(workdir: pathlib.Path, name: str, rng: random.Random, peaceful) -> dict
 
 
 def maybe_damage(workdir: pathlib.Path, rng: random.Random) -> int:
-  """One time in four, an accident to the newest checkpoint of a run that goes on, if one before it stays whole.
+  """One time in four, an accident to the newest checkpoint of a run that goes on, if another stays whole.
 
   A run that is done is not trained again: what is damaged of it shows when it is read.
   """
