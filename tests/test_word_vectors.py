@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks import word_vectors
 from lm import evaluate, start_from
 from lm.config.errors import ConfigError
 from lm.cost.flops import xla_flops
@@ -406,3 +407,22 @@ def test_a_corpus_whose_words_are_all_too_rare_is_refused(text):
     ConfigError, match=r"data\.min_freq=100000: no word of text:\S+ is so frequent"
   ):
     resolved(WORD2VEC, **topics(text, data__min_freq=100_000))
+
+
+# --- beside gensim --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", ["skipgram", "cbow"])
+def test_a_rate_of_a_pair_is_that_of_the_sum_over_a_batch(text, architecture):
+  """benchmarks/word_vectors.py --rates: P times the rate, on a loss that is the sum over P divided by P."""
+  shared = topics(text, objective__architecture=architecture)
+  cfg, data = resolved(WORD2VEC, **shared)
+  batches = [KINDS["contexts"].train(data, cfg).at(step) for step in range(3)]
+  weights = [sums_of(WORD2VEC, 0, batch, **shared)[2]["weight"] for batch in batches]
+  pairs = word_vectors.mean_pairs(data, cfg, batches=3)
+  assert pairs == pytest.approx(np.mean(weights))
+  told = {k.replace(".", "__"): v for k, v in word_vectors.rate_of_pairs(0.05, pairs).items()}
+  cfg, _ = resolved(WORD2VEC, **shared, **told)
+  assert cfg.optim.peak_lr == pytest.approx(0.05 * np.mean(weights))
+  assert cfg.optim.peak_lr * cfg.optim.final_lr_frac == pytest.approx(1e-4 * np.mean(weights))
+  assert (cfg.optim.name, cfg.optim.b1, cfg.optim.schedule) == ("sgd", 0, "linear")
