@@ -64,7 +64,7 @@ def test_a_rule_of_size_and_tokens_takes_them():
 
 
 def test_a_run_measures_its_speed_once_and_keeps_it(tmp_path, monkeypatch):
-  monkeypatch.setattr(speed, "STEPS", 4)
+  monkeypatch.setattr(speed, "MOST", 4)
   words = {"train__steps": None, "train__seconds": 0.02, "eval__every_steps": None}
   printed = run(tmp_path / "r", **words)
   cfg = rundir.read_config(tmp_path / "r")
@@ -75,8 +75,8 @@ def test_a_run_measures_its_speed_once_and_keeps_it(tmp_path, monkeypatch):
   assert rundir.read_config(tmp_path / "r") == cfg
 
 
-def test_a_measured_speed_is_that_of_the_steps(tmp_path):
-  """Four times the tokens in 32 steps take about as many times the seconds."""
+def test_a_measured_speed_is_that_of_the_steps(tmp_path, monkeypatch):
+  monkeypatch.setattr(speed, "SECONDS", 0.1)
   plan = json.loads(
     run(
       tmp_path / "r", "--plan", "--json", train__steps=None, train__seconds=10.0,

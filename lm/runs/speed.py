@@ -24,9 +24,10 @@ from lm.setup.hparams import make_hparams
 from lm.setup.resolve import kind_of, resolve, tokens_per_step
 from lm.training.programs import make_programs
 
-STEPS = 32  # measured, at most
-SECONDS = 5.0  # and no longer than this, once a few steps are done
-LEAST = 3
+SECONDS = 3.0  # of steps that are timed
+MOST = 1024  # steps, where they are short
+LEAST = 3  # steps, where they are long
+SHARED = 32  # steps, where several processes must take as many
 WARM = 2  # steps before: the first compiles
 
 
@@ -74,7 +75,7 @@ def measured(
     raise _refused(cfg, f"steps of objective.name={cfg.objective.name} are not all alike")
   short = dataclasses.replace(
     cfg,
-    train=dataclasses.replace(cfg.train, seconds=None, steps=WARM + STEPS),
+    train=dataclasses.replace(cfg.train, seconds=None, steps=WARM + MOST),
     optim=dataclasses.replace(cfg.optim, warmup_frac=0.0, warmup_tokens=None, decay_frac=0.0),
     data=dataclasses.replace(cfg.data, length_curriculum=()),
   )
@@ -114,8 +115,11 @@ def tokens_per_sec(cfg: Config, data: Any, devices: Sequence[jax.Device]) -> flo
         jax.block_until_ready(metrics)
         start = time.perf_counter()
       done = step - WARM
-      late = done >= LEAST and time.perf_counter() - start > SECONDS
-      if done == STEPS or (processes.is_alone() and late):
+      if processes.is_alone():
+        enough = done >= LEAST and time.perf_counter() - start > SECONDS
+      else:
+        enough = done == SHARED
+      if enough or done == MOST:
         break
     jax.block_until_ready(pending)
     spent = time.perf_counter() - start
