@@ -128,7 +128,7 @@ def get_config() -> ConfigDict:
   model.parameterization = "standard"  # a key of lm.models.parameterization.TABLE
   model.base_width = 128  # the width at which every parameterization is the same model
   model.base_head_dim = None  # K there; None = head_dim: wider models have more heads
-  model.base_depth = 4  # the depth at which they are, where they go by depth (completep)
+  model.base_depth = 4  # the depth at which they are, where they go by depth (completep, umup)
   model.dtype = "float32"  # of activations and matmuls: float32 | bfloat16; params stay float32
   model.scan_layers = True  # one compiled block for all layers (on one CPU from 9 layers on)
   model.matmul = "dtype"  # in linear layers: dtype | int8 (all but the weights' gradient)

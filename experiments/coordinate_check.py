@@ -1,10 +1,10 @@
 """Do activations keep their size as the model gets wider, or deeper, before and during training?
 
-Scientific: model.width, under model.parameterization standard and mup; with --over depth model.depth, under
-mup and completep.
+Scientific: model.width, under model.parameterization standard, mup, umup and, untied, spectral; with --over
+depth model.depth, under mup, umup and completep.
 Fixed: a decoder of depth 2 with 4 heads (of the smallest width, over depth), trained for a few updates at one
 learning rate on one batch.
-Budget: 2 x 5 models, about a minute on 2 CPU cores.
+Budget: 3 or 4 x 5 models, two minutes on 2 CPU cores.
 What would change our mind: under mup a layer whose change grows or shrinks with width, under completep with
 depth (slope far from 0 in log-log): then some exponent in lm.models.parameterization is wrong, and learning
 rates do not transfer.
@@ -32,6 +32,7 @@ from configs.default import get_config
 from lm.config.hparams import Hparams
 from lm.config.schema import OptimConfig
 from lm.cost.parameters import weights
+from lm.models.parameterization import needs_readout
 from lm.models.registry import make_model
 from lm.models.transformer_config import TransformerConfig
 from lm.models.trees import init_params, param_axes, param_kinds
@@ -40,7 +41,9 @@ from lm.optim.directions import OPTIMIZERS
 from lm.setup.resolve import resolve_model
 
 SIZES = {"width": (64, 128, 256, 512, 1024), "depth": (2, 4, 8, 16, 32)}
-PARAMETERIZATIONS = {"width": ("standard", "mup"), "depth": ("mup", "completep")}
+PARAMETERIZATIONS = {
+  "width": ("standard", "mup", "umup", "spectral"), "depth": ("mup", "umup", "completep"),
+}  # fmt: skip
 WIDTH, DEPTH = 64, 2  # of what the other one grows
 VOCAB, BATCH, SEQ_LEN, HEADS = 256, 4, 64, 4
 
@@ -102,6 +105,8 @@ def check(
   """One row for each parameterization, size and layer; `over` is "width" or "depth"."""
   rows, base = [], min(sizes)
   for parameterization in PARAMETERIZATIONS[over]:
+    if tied and needs_readout(parameterization):
+      continue
     for size in sizes:
       # At the base size all are one model, which is measured once.
       chosen = "standard" if size == base else parameterization

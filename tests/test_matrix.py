@@ -199,6 +199,7 @@ NEEDS = {  # what a value needs beside it; a key alone stands for all its values
   "data.text_unit=paragraph": {"data.val_split": "tail"},
   "train.noise_scale": {"train.accumulate": 2},
   "model.base_depth": {"model.parameterization": "completep"},
+  "model.parameterization=spectral": {"model.tied_embeddings": False},
   "model.experts_per_token": {"model.experts": 4},
   "model.capacity_factor": {"model.experts": 4},
   "model.shared_experts": {"model.experts": 4},

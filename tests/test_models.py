@@ -282,17 +282,20 @@ def test_mup_divides_logits_and_scores_of_wider_models():
   assert attention.score_scale(change(base_head_dim=1, parameterization="mup")) == 1 / 4
 
 
-@pytest.mark.parametrize("fields", [{}, {"norm_position": "sandwich"}, {"residual": "rezero"}])
-def test_completep_divides_what_a_branch_adds_by_depth(fields):
+@pytest.mark.parametrize(("name", "factor", "fields"), [
+  ("completep", 2, {}), ("completep", 2, {"norm_position": "sandwich"}),
+  ("completep", 2, {"residual": "rezero"}), ("umup", 2**0.5, {}),
+])  # fmt: skip
+def test_what_a_branch_adds_is_divided_by_depth_or_its_root(name, factor, fields):
   """The same as dividing each branch's last weights: its matrices and biases, or the norm after it."""
   model, params = make(change(bias=True, **fields))
   last = {"sandwich": ("attn_post_norm", "mlp_post_norm"), "pre": ("out", "down")}[
     model.cfg.norm_position
   ]
   of_last = lambda path: any(part.key in last for part in path)
-  divided = jax.tree_util.tree_map_with_path(lambda p, x: x / 2 if of_last(p) else x, params)
+  divided = jax.tree_util.tree_map_with_path(lambda p, x: x / factor if of_last(p) else x, params)
   base = change(model.cfg, base_depth=model.cfg.depth // 2, base_width=model.cfg.width)
-  deep = make_model(change(base, parameterization="completep"))
+  deep = make_model(change(base, parameterization=name))
   tokens_BL = tokens_of()
   wanted = apply(model, divided, tokens_BL)
   np.testing.assert_allclose(apply(deep, params, tokens_BL), wanted, rtol=2e-5, atol=1e-5)

@@ -90,7 +90,7 @@ class Block(nn.Module):
   al. 2022, arXiv:2204.06745 §2.1); shared: the same with one norm. rezero: every f of the layer is
   multiplied by its scalar alpha, which starts at 0, so that the layer starts as the identity
   (Bachlechner et al. 2020, arXiv:2003.04887 §3 and §5, where norm_position = none). Under
-  model.parameterization = completep every f is divided by depth / base_depth.
+  model.parameterization = completep every f is divided by depth / base_depth, under umup by its root.
   """
 
   cfg: TransformerConfig

@@ -14,6 +14,15 @@ arXiv:2407.05872, table 1, for the view of parameterizations as exponents.
 completep is table 1 of Dey et al. 2025, arXiv:2505.01618, with alpha = 1: muP's rows, Adam's epsilon and
 coupled weight decay that go with them, and every residual branch divided by depth / base_depth. Its rows are
 Adam's. The learning rate of what is in a branch goes by that ratio to the alpha - 1, which is 1.
+
+spectral is the condition of Yang, Simon & Bernstein 2023, arXiv:2310.17813 (eq. 1 and §3): weights and
+their updates have spectral norms of order sqrt(fan_out / fan_in). Where the vocabulary stays, that is muP
+with 1 / r in the output weights' std and rate instead of their output: the same training, as a factor of a
+weight can be moved into its std and rate (Yang et al. 2022, lemma J.1). It needs output weights of their own.
+
+umup is table 2 of Blake et al. 2024, arXiv:2407.17465: muP's rows, the embedding's learning rate by
+1 / sqrt(r), and every residual branch, and the rate of what is in it, by 1 / sqrt(depth / base_depth). Its
+rows are Adam's. That paper also gives all tensors unit scale at the start, for 8-bit formats; these do not.
 """
 
 from typing import NamedTuple
@@ -32,6 +41,7 @@ class DepthExponents(NamedTuple):
   """Powers of depth / base_depth, of residual branches; everything outside of them is as it is."""
 
   output: float = 0  # of what a branch adds
+  lr: float = 0  # of the learning rate of its weights
   eps: float = 0  # of Adam's epsilon of its weights
 
 
@@ -57,11 +67,27 @@ TABLE = {
     "vector": Exponents(0, 0, 1, 0, eps=-1),
     "attention": Exponents(0, 0, 0, -0.5),
   },
+  "spectral": {
+    "embed": Exponents(0, 0, 1, 0),
+    "hidden": Exponents(-0.5, -1, 0, 0),
+    "readout": Exponents(-1, -1, -1, 0),
+    "vector": Exponents(0, 0, 1, 0),
+    "attention": Exponents(0, 0, 0, -0.5),
+  },
+  "umup": {
+    "embed": Exponents(0, -0.5, 1, 0),
+    "hidden": Exponents(-0.5, -1, 0, 0),
+    "readout": Exponents(0, 0, 1, -1),
+    "vector": Exponents(0, 0, 1, 0),
+    "attention": Exponents(0, 0, 0, -0.5),
+  },
 }
 DEPTH = {
   "standard": DepthExponents(),
   "mup": DepthExponents(),
   "completep": DepthExponents(output=-1, eps=-1),
+  "spectral": DepthExponents(),
+  "umup": DepthExponents(output=-0.5, lr=-0.5),
 }
 
 
@@ -76,12 +102,18 @@ def multiplier(parameterization: str, kind: str, what: str, ratio: float) -> flo
 
 
 def branch_multiplier(parameterization: str, what: str, ratio: float) -> float:
-  """ratio ** exponent of residual branches, for `what` in "output", "eps"; ratio is depth / base_depth.
+  """ratio ** exponent of residual branches, for `what` in "output", "lr", "eps"; ratio is depth / base_depth.
 
   >>> branch_multiplier("completep", "output", 4.0)
   0.25
   """
   return float(ratio) ** getattr(DEPTH[parameterization], what)
+
+
+def needs_readout(parameterization: str) -> bool:
+  """Whether it scales output weights themselves, which an embedding that they are tied to cannot follow."""
+  readout = TABLE[parameterization]["readout"]
+  return bool(readout.init) and not readout.output
 
 
 def scales_depth(parameterization: str) -> bool:

@@ -49,10 +49,12 @@ class Multipliers(NamedTuple):
   eps: Mapping[str, float] = NONE  # of Adam's epsilon
   decay: Mapping[str, float] = NONE  # of coupled weight decay
   branch_eps: float = 1.0  # of Adam's epsilon of weights of blocks, of any kind
+  branch_lr: float = 1.0  # of the learning rate of the same
 
-  def coupled(self, kind: str) -> float:
-    """What peak_lr weight_decay is multiplied by, where decay is coupled."""
-    return self.lr[kind] * self.decay.get(kind, 1.0)
+  @property
+  def hidden_decay(self) -> float:
+    """What peak_lr weight_decay is multiplied by, where decay is coupled, for hidden weights of blocks."""
+    return self.lr["hidden"] * self.branch_lr * self.decay.get("hidden", 1.0)
 
 
 # --- the whole update ---------------------------------------------------------------------------
@@ -94,7 +96,7 @@ def make_optimizer(
     )
   groups = read_groups(cfg.groups)
   member = _membership(kinds, groups)
-  rate = _rate(hparams, kinds, mults.lr, groups, member, cfg.layer_decay)
+  rate = _rate(hparams, kinds, mults, groups, member, cfg.layer_decay)
   held = jax.tree.map(
     lambda kind, i: bool(cfg.hyperball) and kind == "hidden" and not (i >= 0 and groups[i].frozen),
     kinds,
@@ -242,15 +244,17 @@ def _membership(kinds: Tree, groups: Sequence[Group]) -> Tree:
   return jax.tree_util.tree_map_with_path(number, kinds)
 
 
-def _rate(hparams, kinds, lr_mults, groups, member, layer_decay):
-  """d times peak_lr, the multiplier of its kind, of its group and of its layer."""
+def _rate(hparams, kinds, mults, groups, member, layer_decay):
+  """d times peak_lr, the multiplier of its kind and place, of its group and of its layer."""
 
-  def scaled(x, kind, index):
-    rate = hparams.peak_lr * lr_mults[kind]
+  def scaled(path, x, kind, index):
+    rate = hparams.peak_lr * mults.lr[kind]
+    if mults.branch_lr != 1 and _in_branch(path):
+      rate *= mults.branch_lr
     return (rate if index < 0 else rate * groups[index].lr) * x
 
   def rated(d, _):
-    d = jax.tree.map(scaled, d, kinds, member)
+    d = jax.tree_util.tree_map_with_path(scaled, d, kinds, member)
     if layer_decay == 1:
       return d
     return jax.tree.map(lambda x, factor: factor * x, d, layer_multipliers(d, layer_decay))
@@ -284,14 +288,18 @@ def layer_multipliers(tree: Tree, decay: float) -> Tree:
   return jax.tree_util.tree_map_with_path(factor, tree)
 
 
+def _in_branch(path) -> bool:
+  """Whether a parameter is one of a block's."""
+  return any(re.match(r"blocks?(_|$)", part.key) for part in path)
+
+
 def _epsilons(mults, kinds):
   """[g / c of the weight's kind and place]; [] where every c is 1."""
   if {*mults.eps.values(), mults.branch_eps} <= {1.0}:
     return []
 
   def scaled(path, g, kind):
-    in_branch = any(re.match(r"blocks?(_|$)", part.key) for part in path)
-    return g / (mults.eps.get(kind, 1.0) * (mults.branch_eps if in_branch else 1.0))
+    return g / (mults.eps.get(kind, 1.0) * (mults.branch_eps if _in_branch(path) else 1.0))
 
   return [optax.stateless(lambda grads, _: jax.tree_util.tree_map_with_path(scaled, grads, kinds))]
 
@@ -385,8 +393,8 @@ def multipliers(
   lr = dict.fromkeys(kinds, 1.0) | column("sgd_lr" if name == "sgd" else "lr")
   if name == "muon":
     lr["hidden"] **= 0.5
-  branch_eps = branch_multiplier(parameterization, "eps", depth_ratio)
-  return Multipliers(lr, column("eps"), column("decay"), branch_eps)
+  of_branch = lambda what: branch_multiplier(parameterization, what, depth_ratio)
+  return Multipliers(lr, column("eps"), column("decay"), of_branch("eps"), of_branch("lr"))
 
 
 def learning_rate(cfg: OptimConfig, hparams: Hparams, step: jax.Array, state: Any) -> jax.Array:

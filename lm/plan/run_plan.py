@@ -137,7 +137,7 @@ def _decay_steps(cfg: Config) -> float | None:
   """1 / (share of a hidden matrix that decay takes in an update at the peak of the schedule)."""
   share = cfg.optim.weight_decay if decays_hidden(cfg.optim) else 0.0
   if cfg.optim.decay_coupling == "coupled":
-    share *= cfg.optim.peak_lr * multipliers_of(cfg).coupled("hidden")
+    share *= cfg.optim.peak_lr * multipliers_of(cfg).hidden_decay
   return 1 / share if share else None
 
 

@@ -7,9 +7,10 @@ import numpy as np
 from lm.config.errors import ConfigError, check_divisible
 from lm.config.schema import Config, MeshConfig, ModelConfig
 from lm.cost.flops import run_flops_per_token
-from lm.cost.parameters import run_counts
+from lm.cost.parameters import run_counts, weights
 from lm.data import curriculum
 from lm.data.kinds import KINDS, Kind
+from lm.models.parameterization import needs_readout
 from lm.models.registry import family_of
 from lm.objectives.registry import objective_of
 
@@ -30,6 +31,7 @@ def resolve(
     ConfigError: vocabulary larger than the model's, batch or mesh that does not divide, and so on.
   """
   model = resolve_model(cfg.model, vocab_size)
+  _check_readout(model)
   mesh = _resolve_mesh(cfg, n_devices)
   ways = mesh.replica * mesh.fsdp * mesh.expert
   batch_axes = "devices along mesh.replica, mesh.fsdp and mesh.expert"
@@ -151,6 +153,16 @@ def speed_of(cfg: Config) -> float:
       "train.tokens_per_sec"
     )
   return cfg.train.tokens_per_sec
+
+
+def _check_readout(model: ModelConfig) -> None:
+  """ConfigError for a parameterization that scales output weights where there are none but the embedding."""
+  kinds = {weight.kind for weight in weights(model)}
+  if needs_readout(model.parameterization) and "readout" not in kinds:
+    raise ConfigError(
+      f"model.parameterization={model.parameterization}: scales the output weights, which are the "
+      "embedding's here; use mup, or model.tied_embeddings=False where the family has it"
+    )
 
 
 def _check_split(model: ModelConfig, mesh: MeshConfig) -> None:

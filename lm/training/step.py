@@ -130,7 +130,7 @@ def train_step(
   for kind, ratio in relative_updates(updates, state.params, kinds).items():
     metrics[f"optim/update_{kind}"] = ratio
   if decays_hidden(cfg.optim):
-    share = decay_share(cfg.optim, hparams, state.step, opt_state, mults.coupled("hidden"))
+    share = decay_share(cfg.optim, hparams, state.step, opt_state, mults.hidden_decay)
     metrics["optim/decay_share"] = share
   if cfg.optim.prune != "none":
     metrics["optim/kept"] = share_kept(opt_state)
