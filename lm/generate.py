@@ -25,6 +25,9 @@ from lm.runs.load import refuse_router_biases
 from lm.training.compile_cache import keep_compiled
 
 POINTS = 5  # texts of an interpolation, its ends among them
+MOST = (
+  65536  # texts a prompt, and beams; more are drawn by several commands with seeds of their own
+)
 DRAWS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
 
 
@@ -140,13 +143,17 @@ def check_sampling(options) -> Sampling:
   """Sampling from parsed options; ConfigError where a value makes no sense."""
   rules = {
     "tokens": (options.tokens is None or options.tokens >= 1, "at least 1", "64"),
-    "n": (options.n is None or options.n >= 1, "at least 1", "1"),
+    "n": (options.n is None or 1 <= options.n <= MOST, f"in [1, {MOST}]", "1"),
     "temperature": (0 <= options.temperature < float("inf"), "at least 0", "0.8"),
-    "top_k": (options.top_k >= 0, "at least 0 (0 = all)", "40"),
+    "top_k": (0 <= options.top_k < 2**31, "in [0, 2147483647] (0 = all)", "40"),
     "top_p": (0 < options.top_p <= 1, "in (0, 1]", "0.9"),
     "min_p": (0 <= options.min_p <= 1, "in [0, 1]", "0.05"),
     "stop": (options.stop != "", "a text that is not empty", "."),
-    "repetition_penalty": (options.repetition_penalty > 0, "greater than 0", "1.2"),
+    "repetition_penalty": (
+      0 < options.repetition_penalty < float("inf"),
+      "greater than 0 and finite",
+      "1.2",
+    ),
   }
   for name, (holds, rule, remedy) in rules.items():
     if not holds:
@@ -156,8 +163,8 @@ def check_sampling(options) -> Sampling:
 
 def check_beams(parser: Parser, options) -> None:
   """ConfigError for beams that make no sense, or that stand beside settings of draws."""
-  if options.beams < 0:
-    raise ConfigError(f"beams={options.beams}: must be at least 0 (0 = draws); try 5")
+  if not 0 <= options.beams <= MOST:
+    raise ConfigError(f"beams={options.beams}: must be in [0, {MOST}] (0 = draws); try 5")
   if not -100 <= options.length_penalty <= 100:
     raise ConfigError(f"length_penalty={options.length_penalty}: must be in [-100, 100]; try 1")
   if not options.beams:

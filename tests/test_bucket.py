@@ -50,6 +50,10 @@ def test_a_run_lives_in_a_bucket(memory, tmp_path, capsys):
   assert evaluate.main(["--workdir", url, "--max_tokens", "512", "--json"]) == 0
   assert json.loads(capsys.readouterr().out)["workdir"] == url
   assert generate.main(["--workdir", url, "--prompt", "a", "--tokens", "2"]) == 0
+  assert train.main(["--reproduce", url]) == 0
+  said = capsys.readouterr().out
+  assert f"{url}: trained again in {url}-reproduced, it agrees bit for bit" in said
+  assert memory.exists(f"{there}-reproduced/run.json")
 
 
 def test_files_are_sent_in_an_order_in_which_none_is_ahead():

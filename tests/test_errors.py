@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from experiments.sweep import search
+from lm.config import command_line
 from lm.config.errors import ConfigError, suggest
 from lm.data.sources import facts, reversed_words
 from lm.data.tokenizers import known_vocab_size
@@ -234,6 +235,32 @@ def test_digits_that_make_no_count_are_refused(digits, tmp_path):
   (tmp_path / "checkpoints" / "²").mkdir(parents=True)
   (tmp_path / "checkpoints" / "20").mkdir()
   assert rundir.checkpoint_steps(tmp_path) == {20}
+
+
+LINE = '{"config": "configs/smoke.py", "overrides": {}, "workdir": "a"}'
+
+
+@pytest.mark.parametrize(
+  "lines, words",
+  [
+    (LINE.replace("{}", '"x"'), "line 1 must be a JSON object with config, overrides and workdir"),
+    (LINE.replace("{}", '[["a", 1]]'), "line 1 must be a JSON object"),
+    (LINE.replace('"configs/smoke.py"', "3"), "line 1 must be a JSON object"),
+    (LINE.replace('"a"', "5"), "line 1 must be a JSON object"),
+    ("[" * 100_000, "line 1 must be a JSON object"),
+    (f"{LINE}\n{LINE}", "line 2 has the workdir of another line (a); give each run its own"),
+  ],
+)
+def test_a_stack_that_makes_no_sense_is_one_line(tmp_path, lines, words):
+  (tmp_path / "stack").write_text(lines)
+  with pytest.raises(ConfigError) as error:
+    command_line.read_stack(str(tmp_path / "stack"))
+  assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+  (tmp_path / "stack").write_text(LINE + "\r\n", encoding="utf-8-sig")
+  assert command_line.read_stack(str(tmp_path / "stack")) == [("configs/smoke.py", {}, "a")]
 
 
 def test_names_of_many_runs_are_suggested_as_they_are():

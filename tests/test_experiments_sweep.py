@@ -258,7 +258,7 @@ def test_help_ends_in_an_example_that_the_parser_accepts(name, capsys):
       ["run", "lr_sweep", "--config", SMOKE],
       "config=configs/smoke.py: an experiment file has its own",
     ),
-    (["show", "nowhere"], "root=nowhere: no such directory"),
+    (["show", "nowhere"], "run=nowhere: no such directory"),
     (["fit", "--csv", "nowhere.csv"], "csv=nowhere.csv: no such file"),
     (["status", "lr_sweep", "--where", "x"], "where=x: no condition at 'x'; must be COLUMN=TEXT"),
   ],

@@ -105,6 +105,10 @@ def test_bad_options_name_the_rule():
 
 
 @pytest.mark.parametrize(("words", "message"), [
+  (["--prompt", "a", "--n", "9999999999"], r"^n=9999999999: must be in \[1, 65536\]; try 1$"),
+  (["--prompt", "a", "--beams", "9999999999"], r"^beams=9999999999: must be in \[0, 65536\]"),
+  (["--prompt", "a", "--top_k", "9999999999"], r"^top_k=9999999999: must be in \[0, 2147483647\]"),
+  (["--prompt", "a", "--repetition_penalty", "inf"], r"^repetition_penalty=inf: must be greater than 0 and"),
   (["--prompt", "a", "--stop", ""], r"^stop=: must be a text that is not empty"),
   (["--prompt_file", "x", "--interpolate", "b"], r"^interpolate=b: needs the sentence to start from; add"),
   (["--prompt", "a", "--interpolate", "b", "--n", "1"], r"^n=1: both ends .*; use at least 2$"),

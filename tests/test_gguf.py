@@ -13,6 +13,7 @@ from lm.hf.convert import from_hf, to_hf, to_neighbours
 from lm.hf.fields import fields_of, model_config
 from lm.hf.folder import read_folder
 from lm.hf.gguf import LAYER, REST, TYPES, llama_of, read_gguf, tokenizer_of
+from tests.fuzzing import cases
 from tests.test_hf import assert_same, draw
 
 CODES = {bool: 7, int: 4, float: 6, str: 8}
@@ -214,6 +215,14 @@ def test_sentencepiece_vocabularies_become_merges(tmp_path):
     ({"llama.block_count": 3}, "model.layers.2.self_attn.q_proj.weight: the weights lack it"),
     ({"tokenizer.ggml.pre": "viking"}, "tokenizer.ggml.pre=viking: must be one of gpt-2, default"),
     ({"tokenizer.ggml.model": "bert"}, "tokenizer.ggml.model=bert: must be gpt2 or llama"),
+    ({"tokenizer.ggml.pre": ["smollm"]}, "tokenizer.ggml.pre=['smollm']: must be one of gpt-2"),
+    ({"tokenizer.ggml.token_type": 1}, "tokenizer.ggml.token_type: must be a list"),
+    ({"tokenizer.ggml.merges": [1, 2]}, "tokenizer.ggml.merges: must be a list"),
+    ({"tokenizer.ggml.tokens": "abc"}, "tokenizer.ggml.tokens: must be a list"),
+    (
+      {"tokenizer.ggml.model": "llama", "tokenizer.ggml.scores": ["a"]},
+      "tokenizer.ggml.scores: must be a list",
+    ),
     ({"tokenizer.ggml.merges": ["q x"]}, "tokenizer.ggml.merges=('q', 'x'): is not of the"),
   ],
 )
@@ -238,10 +247,11 @@ def test_mutated_files_give_arrays_or_one_line(tmp_path):
   whole = (tmp_path / "model.gguf").read_bytes()
   file = tmp_path / "mutated.gguf"
 
-  @hypothesis.settings(max_examples=150, derandomize=True, deadline=None, database=None)
-  @hypothesis.given(
-    st.integers(0, 9000), st.binary(min_size=1, max_size=9), st.integers(0, len(whole))
-  )
+  counts = st.sampled_from([0, 1, 2**16, 2**31, 2**32 - 1, 2**62, 2**63, 2**64 - 1])
+  words = st.binary(min_size=1, max_size=9) | counts.map(lambda n: struct.pack("<Q", n))
+
+  @cases(150)
+  @hypothesis.given(st.integers(0, 9000) | st.integers(0, 64), words, st.integers(0, len(whole)))
   def check(at, new, end):
     file.write_bytes((whole[:at] + new + whole[at + len(new) :])[: end if end % 3 == 0 else None])
     try:

@@ -1,5 +1,6 @@
 """`python -m lm.hf`: the same weights and tokenizer after a way in and out."""
 
+import json
 import warnings
 
 import pytest
@@ -81,3 +82,27 @@ def test_exported_tokenizers_give_the_same_ids_and_texts(kind, tmp_path):
     loaded = transformers.AutoTokenizer.from_pretrained(folder)
   assert loaded(text, add_special_tokens=False).input_ids == list(mine.encode(text))
   assert loaded.eos_token_id == mine.eot_id
+
+
+@pytest.mark.parametrize(
+  "model, words",
+  [
+    ({"type": "BPE", "vocab": {}, "merges": []}, "its vocabulary is empty"),
+    ({"type": "WordLevel", "vocab": {}, "unk_token": "?"}, "its vocabulary is empty"),
+    (None, "no huggingface tokenizer"),
+  ],
+)
+def test_a_tokenizer_without_words_is_refused_and_leaves_nothing(tmp_path, model, words):
+  cfg = cfg_of("gpt2")
+  write_folder(tmp_path / "hf", *to_hf(draw(cfg), cfg))
+  added = {"id": 0, "content": "<|endoftext|>", "special": True}
+  added |= dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+  definition = {"version": "1.0", "added_tokens": [added], "model": model}
+  (tmp_path / "hf" / "tokenizer.json").write_text(json.dumps(definition))
+  for there in (False, True):
+    new = tmp_path / f"new {there}"
+    if there:
+      new.mkdir()
+    with pytest.raises(ConfigError, match=words):
+      main(["import", "--from", str(tmp_path / "hf"), "--workdir", str(new)])
+    assert new.exists() == there and not (new / "tokenizer").exists()

@@ -331,7 +331,7 @@ def compare(options) -> None:
       print(f"left out: {other} is a file, not a run directory", file=sys.stderr)
   if options.out:
     check_page(options.out)
-  found = [ledgers.read_ledger(root).rows for root in roots]
+  found = [ledgers.read_ledger(root, option="compare").rows for root in roots]
   for root, rows in zip(roots, found, strict=True):
     if not rows:
       raise ConfigError(f"compare={root}: holds no run; name a run directory")
@@ -348,7 +348,7 @@ def compare(options) -> None:
 
 
 def show(options) -> None:
-  rows = list(ledgers.read_ledger(options.run))
+  rows = list(ledgers.read_ledger(options.run, option="run"))
   if len(rows) != 1:
     count = f"{len(rows)} runs" if rows else "no run"
     hint = f", for example {rows[0].get('path', rows[0]['name'])}" if rows else ""

@@ -46,21 +46,28 @@ def read_stack(path: str) -> list[tuple[str, dict[str, object], str]]:
   for number, line in enumerate(read_text("stack", path).splitlines(), start=1):
     try:
       run = json.loads(line)
-      asked.append((run["config"], run["overrides"], run["workdir"]))
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+      found = run["config"], run["overrides"], run["workdir"]
+      if not all(map(isinstance, found, (str, dict, str))):
+        raise TypeError("config and workdir are texts, overrides an object")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
       raise ConfigError(
         f"stack={path}: line {number} must be a JSON object with config, overrides and workdir "
         f"({type(error).__name__}: {error}); correct it"
       ) from None
+    if found[2] in [workdir for *_, workdir in asked]:
+      raise ConfigError(
+        f"stack={path}: line {number} has the workdir of another line ({found[2]}); give each run its own"
+      )
+    asked.append(found)
   if not asked:
     raise ConfigError(f"stack={path}: must hold at least one run; add a line")
   return asked
 
 
 def read_text(key: str, path: str) -> str:
-  """A file's text, or a ConfigError that names the option it came from."""
+  """A file's text without a byte order mark, or a ConfigError that names the option it came from."""
   try:
-    return pathlib.Path(path).read_text(encoding="utf-8")
+    return pathlib.Path(path).read_text(encoding="utf-8-sig")
   except OSError as error:
     raise ConfigError(f"{key}={path}: cannot be read ({error.strerror}); check the path") from None
   except UnicodeDecodeError:

@@ -293,17 +293,17 @@ def tokenizer_of(meta: dict[str, Any]):
   from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
   read = lambda key: meta.get(f"tokenizer.ggml.{key}")
-  kind, tokens, types = read("model"), read("tokens"), read("token_type")
-  if not isinstance(tokens, list) or not all(isinstance(t, str) for t in tokens):
+  kind, tokens, types = read("model"), _listed(meta, "tokens"), _listed(meta, "token_type")
+  if not tokens:
     raise ConfigError("tokenizer.ggml.tokens: the file lacks the vocabulary; copy it again")
   types = types or [NORMAL] * len(tokens)
   vocab = {token: i for i, token in enumerate(tokens)}
   if len(vocab) != len(tokens) or len(types) != len(tokens):
     raise ConfigError("tokenizer.ggml.tokens: must be distinct, one type each; copy it again")
   if kind == "gpt2":
-    words, merges = read("pre") or "default", read("merges") or []
-    pairs = [tuple(merge.split(" ")) for merge in merges]
-    if words not in WORDS:
+    words = read("pre") or "default"
+    pairs = [tuple(merge.split(" ")) for merge in _listed(meta, "merges")]
+    if not isinstance(words, str) or words not in WORDS:
       raise ConfigError(
         f"tokenizer.ggml.pre={words}: must be one of {', '.join(WORDS)}; import the model from a "
         "Hugging Face folder"
@@ -319,7 +319,7 @@ def tokenizer_of(meta: dict[str, Any]):
     backend.decoder = decoders.ByteLevel()
   elif kind == "llama":
     backend = Tokenizer(models.BPE(
-      vocab=vocab, merges=_merges_of_scores(tokens, read("scores") or []), fuse_unk=True,
+      vocab=vocab, merges=_merges_of_scores(tokens, _listed(meta, "scores")), fuse_unk=True,
       unk_token=tokens[types.index(UNKNOWN)] if UNKNOWN in types else None, byte_fallback=True,
     ))  # fmt: skip
     first = read("add_space_prefix") in (None, True)
@@ -345,6 +345,19 @@ def tokenizer_of(meta: dict[str, Any]):
   if isinstance(meta.get("tokenizer.chat_template"), str):
     settings["chat_template"] = meta["tokenizer.chat_template"]
   return backend, settings
+
+
+LISTS = {"tokens": str, "token_type": int, "merges": str, "scores": (int, float)}  # of what
+
+
+def _listed(meta, key):
+  """A list of the tokenizer's metadata, its members of one kind; [] if there is none."""
+  found = meta.get(f"tokenizer.ggml.{key}")
+  if found is None:
+    return []
+  if not isinstance(found, list) or not all(isinstance(v, LISTS[key]) for v in found):
+    raise ConfigError(f"tokenizer.ggml.{key}: must be a list, one a token or merge; copy it again")
+  return found
 
 
 def _of(tokens, types, kind):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import shutil
 import tempfile
 from typing import Any
 
@@ -73,7 +74,13 @@ def import_run(
       (folder / "tokenizer.model").write_bytes(_bytes(tokenizer))
     elif source.suffix != ".gguf" and source.is_file():
       raise ConfigError(f"from={source}: has no tokenizer in it; give --tokenizer FILE.model")
-    return _make_run(state, hf_config, folder, workdir, config, source)
+    was_there, had = workdir.exists(), (workdir / "tokenizer").exists()
+    try:
+      return _make_run(state, hf_config, folder, workdir, config, source)
+    except BaseException:  # what is refused leaves nothing behind
+      if not was_there or not had:
+        shutil.rmtree(workdir if not was_there else workdir / "tokenizer", ignore_errors=True)
+      raise
 
 
 def _bytes(path):

@@ -15,7 +15,7 @@ import numpy as np
 from lm.config.errors import ConfigError
 from lm.files import read_lines
 from lm.plan import run_plan
-from lm.runs import rundir
+from lm.runs import bucket, rundir
 from lm.runs.checkpoint import load_state
 from lm.setup.resolve import kind_of
 from lm.training.compile_cache import keep_compiled
@@ -39,11 +39,12 @@ def main(
       raise ConfigError(
         f"reproduce={options.reproduce}: stands alone, beside --workdir; leave out --{name}"
       )
-  workdir, number = pathlib.Path(options.reproduce), 1
-  again = pathlib.Path(options.workdir or f"{workdir}-reproduced")
+  workdir, number = bucket.local(options.reproduce), 1
+  name = f"{options.reproduce.rstrip('/')}-reproduced"
+  again = bucket.local(options.workdir or name)
   while not options.workdir and rundir.read_run(again).get("status") == "done":
     number += 1
-    again = pathlib.Path(f"{workdir}-reproduced-{number}")
+    again = bucket.local(f"{name}-{number}")
   return reproduce(workdir, again, train, print)
 
 
@@ -62,13 +63,14 @@ def reproduce(
     ConfigError: no run there, one that needs other devices, or whose data are not at hand.
   """
   cfg, was = rundir.read_config(workdir), rundir.read_run(workdir)
-  if again.resolve() == workdir.resolve():
-    raise ConfigError(f"workdir={again}: is the run to reproduce; choose another --workdir")
+  name, other = bucket.name_of(workdir), bucket.name_of(again)
+  if again.resolve() == workdir.resolve() or name.rstrip("/") == other.rstrip("/"):
+    raise ConfigError(f"workdir={other}: is the run to reproduce; choose another --workdir")
   keep_compiled(cfg.data.cache_dir)
   needed = int(np.prod(list(vars(cfg.mesh).values())))
   if needed != jax.device_count():
     raise ConfigError(
-      f"reproduce={workdir}: was trained on {needed} devices, here are {jax.device_count()}; equal bits need "
+      f"reproduce={name}: was trained on {needed} devices, here are {jax.device_count()}; equal bits need "
       "as many"
     )
   kind = kind_of(cfg)
@@ -77,7 +79,7 @@ def reproduce(
   change = rundir.data_change(workdir, kind.describe(data))
   if change:
     raise ConfigError(
-      f"reproduce={workdir}: its data are not at hand ({change}); bring them back, or clear data.cache_dir"
+      f"reproduce={name}: its data are not at hand ({change}); bring them back, or clear data.cache_dir"
     )
   code = train([cfg], [again], [data], run_plan.make_plan(cfg, data))
   if code:
@@ -95,7 +97,7 @@ def reproduce(
   for line in found:
     say(f"  disagrees   {line}")
   verdict = "does not agree" if found else "agrees bit for bit"
-  say(f"{workdir}: trained again in {again}, it {verdict}")
+  say(f"{name}: trained again in {other}, it {verdict}")
   return 1 if found else 0
 
 

@@ -143,8 +143,8 @@ class HuggingfaceTokenizer(LibraryTokenizer):
   def __init__(self, definition: str, separator: str | None = None, start: str | None = None):
     self.definition = definition
     vocab = self.backend.get_vocab(with_added_tokens=True)
-    if not vocab:
-      raise ValueError("has no tokens")
+    if not self.backend.get_vocab(with_added_tokens=False):
+      raise ValueError("its vocabulary is empty")
     self.vocab_size = max(vocab.values()) + 1  # ids may have gaps
     if separator is None:
       separator, start = special_tokens.by_old_names(vocab) or (None, None)
