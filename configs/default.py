@@ -229,8 +229,10 @@ def get_config() -> ConfigDict:
 
   config.log = log = ConfigDict()
   log.every_steps = 10  # steps between lines of metrics.jsonl
-  log.wandb = "auto"  # auto: online with a key, else offline | online | offline | disabled
-  log.wandb_project = "isoflop"  # project name in Weights & Biases
+  log.wandb = (
+    "auto"  # online | offline | disabled | auto: WANDB_MODE, else online with a key, else offline
+  )
+  log.wandb_project = None  # project in Weights & Biases; None = WANDB_PROJECT, else isoflop
   log.wandb_group = None  # group of runs there; sweeps set it
   log.mirrors = ()  # others that get the record, too: tensorboard, trackio
 

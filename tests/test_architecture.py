@@ -15,7 +15,7 @@ CODE = [path.relative_to(ROOT).as_posix() for path in FILES]
 
 # package -> the only files that may import it
 HOMES = {
-  "wandb": ("lm/runs/wandb_mirror.py", "experiments/report/wandb_offline.py"),
+  "wandb": ("lm/runs/wandb_mirror.py", "experiments/report/wandb_"),
   "orbax": ("lm/runs/checkpoint.py",),
   "tensorflow_datasets": ("lm/data/sources/",),
   "ml_collections": ("configs/", "lm/config/read.py"),

@@ -9,6 +9,7 @@ import pytest
 from lm.config.schema import LogConfig
 from lm.files import read_jsonl
 from lm.runs.metrics import check_metric
+from lm.runs.mirror import About
 from lm.runs.record import Recorder
 from lm.runs.wandb_mirror import WandbMirror
 
@@ -57,7 +58,7 @@ def test_json_never_holds_a_bare_nan(tmp_path):
 
 def test_a_broken_mirror_reports_once_and_stops_nothing(tmp_path, monkeypatch, capsys):
   monkeypatch.setitem(sys.modules, "wandb", None)  # importing it fails
-  mirror = WandbMirror(LogConfig(1, "offline", "p", None, ()), tmp_path, "id", {})
+  mirror = WandbMirror(About(LogConfig(1, "offline", "p", None, ()), tmp_path, "id", 0, {}))
   recorder = Recorder(tmp_path, 0, mirror)
   for step in range(1, 4):
     recorder.metrics(step, {}, {"train/loss": 1.0})
@@ -71,7 +72,9 @@ def test_a_broken_mirror_reports_once_and_stops_nothing(tmp_path, monkeypatch, c
 
 @pytest.mark.slow
 def test_offline_runs_are_kept_with_the_run(tmp_path):
-  mirror = WandbMirror(LogConfig(1, "offline", "p", None, ()), tmp_path, "abc123", {"seed": 0})
+  mirror = WandbMirror(
+    About(LogConfig(1, "offline", "p", None, ()), tmp_path, "abc123", 0, {"seed": 0})
+  )
   mirror.log(1, {"train/loss": 1.0})
   mirror.close()
   assert list((tmp_path / "wandb").glob("offline-run-*-abc123"))

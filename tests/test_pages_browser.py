@@ -168,7 +168,7 @@ def test_offline_wandb_runs_are_rows(tmp_path, monkeypatch):
     assert (row["eval/val/loss"], row["progress/tokens"]) == (2.0, 1024)
   asked = {}
   monkeypatch.setattr(
-    foreign, "write_csv_report", lambda path, out, names, **o: asked.update(names)
+    foreign, "write_csv_report", lambda path, out, names, where, **o: asked.update(names)
   )
   foreign.write_wandb_report(str(tmp_path), "p.html", {})
   assert asked == {"loss": "eval/val/loss", "n_tokens": "progress/tokens", "n_params": "n_params"}

@@ -39,6 +39,7 @@ def torus(*sizes, kind="TPU v5 lite", slice_index=None):
   ("v5p:8x8x8", "v5p:8x8x8", 512),
   ("v5p-512", "v5p:4x8x8", 256),  # Google counts cores there
   ("V5E:16x16*2", "v5e:16x16", 512),
+  ("tpu7x-16", "tpu7x:2x2x2", 8),
 ])  # fmt: skip
 def test_names(text, name, chips):
   found = topology.parse(text)
@@ -73,6 +74,14 @@ def test_bandwidth_follows_the_links_that_a_group_has():
   assert topology.bandwidth(chip, pod, pick(column)) == 2 * port
   assert topology.bandwidth(chip, pod, range(256)) == chip.link
   assert topology.bandwidth(chip, pod, pick(row)[:8]) == port  # half of a ring
+
+
+def test_two_devices_of_one_chip_share_its_links():
+  chip = CHIPS["TPU7x"]  # half of one
+  slice_ = [d for d in torus(2, 2, 1, kind="TPU7x") for _ in range(2)]  # in order of chips
+  assert topology.bandwidth(chip, slice_, range(8)) == pytest.approx(4 * chip.link / 6)
+  assert topology.bandwidth(chip, slice_, range(0, 8, 2)) == pytest.approx(2 * chip.link / 6)
+  assert topology.bandwidth(chip, slice_, [0, 1]) == 2 * chip.link
 
 
 def test_slices_and_hosts_talk_over_the_network():

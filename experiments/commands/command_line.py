@@ -319,7 +319,10 @@ def _fit(command: Parser) -> None:
 
 def _report(command: Parser) -> None:
   command.add_argument("--out", help="page to write (default ROOT/NAME/report.html)")
-  command.add_argument("--wandb", action="store_true", help="log its pictures to W&B, as a group")
+  command.add_argument(
+    "--wandb", nargs="?", const=True, metavar="ENTITY/PROJECT",
+    help="of the finished runs of a W&B project; alone: log the report of an experiment there",
+  )  # fmt: skip
   command.add_argument("--style", metavar="STYLE", help="a paper kit, too: neurips, icml or talk")
   command.add_argument(
     "--wandb_offline", metavar="FOLDER", help="of offline W&B runs instead of --csv"

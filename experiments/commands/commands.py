@@ -260,12 +260,17 @@ def report(options) -> None:
   from experiments.report import foreign, mirror, paper
   from experiments.report import report as reports
 
-  if options.csv and options.wandb_offline:
-    raise ConfigError(f"csv={options.csv}: and --wandb_offline; a page is of one of them")
+  project = options.wandb if isinstance(options.wandb, str) else None
+  places = {"csv": options.csv, "wandb": project, "wandb_offline": options.wandb_offline}
+  foreign_ = [key for key, place in places.items() if place]
+  if len(foreign_) > 1:
+    raise ConfigError(
+      f"{foreign_[0]}={places[foreign_[0]]}: and --{foreign_[1]}; a page is of one of them"
+    )
   if options.style:
     paper.check_style(options.style)
   check_page(options.out)
-  if options.csv or options.wandb_offline:
+  if foreign_:
     out = options.out or "report.html"
     with bucket.written("out", out) as path:
       _foreign_report(options, foreign, str(path))
@@ -285,10 +290,11 @@ def report(options) -> None:
 
 
 def _foreign_report(options, foreign, out: str) -> None:
-  """The page on a table or on offline W&B runs."""
+  """The page on a table or on W&B runs."""
   from experiments.ledger import fits
 
-  others = [k for k in ("name", "config", "ledger", "wandb") if getattr(options, k)]
+  others = [k for k in ("name", "config", "ledger") if getattr(options, k)]
+  others += ["wandb"] if options.wandb is True else []
   if others:
     raise ConfigError(
       f"{others[0]}={getattr(options, others[0])}: is of an experiment, and the page is of a "
@@ -302,7 +308,9 @@ def _foreign_report(options, foreign, out: str) -> None:
   if options.csv:
     foreign.write_csv_report(options.csv, out, names, **asked)
   else:
-    foreign.write_wandb_report(options.wandb_offline, out, names, **asked)
+    online = options.wandb is not None
+    place = options.wandb if online else options.wandb_offline
+    foreign.write_wandb_report(place, out, names, online, **asked)
 
 
 def _where(options) -> ledgers.Ledger:

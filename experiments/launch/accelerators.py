@@ -23,7 +23,7 @@ class Family(NamedTuple):
   """One kind of accelerator.
 
   Args:
-    chip: its row in lm.devices.chips; None where it has none.
+    chip: its row in lm.devices.chips, which is of one device as JAX counts them.
     hbm: bytes of memory of one device as JAX counts devices.
     shapes: {chips: shape} of TPU slices; None for GPUs.
     per_chip: JAX devices on a chip.
@@ -37,7 +37,7 @@ class Family(NamedTuple):
     extra: of jax, which pip is to install.
   """
 
-  chip: str | None
+  chip: str
   hbm: float
   shapes: dict[int, tuple[int, ...]] | None
   per_chip: int
@@ -64,7 +64,7 @@ FAMILIES = {
                 "v2-alpha-tpuv5", "tpu-v5p-slice", "tpu"),
   "v6e": Family(*_of("TPU v6e"), SHAPES_2D, 1, 4, 8, "tpu-v6e-{n}", "v6e-{n}", 1,
                 "v2-alpha-tpuv6e", "tpu-v6e-slice", "tpu"),
-  "tpu7x": Family(None, 96 * 2**30, SHAPES_3D, 2, 4, 4, None, None, 2, None, "tpu7x", "tpu"),
+  "tpu7x": Family(*_of("TPU7x"), SHAPES_3D, 2, 4, 4, None, None, 2, None, "tpu7x", "tpu"),
   "a100": Family(*_of("A100 40GB"), None, 1, 8, 8, "A100", None, 1, None,
                  "nvidia-tesla-a100", "cuda12"),
   "a100-80gb": Family(*_of("A100 80GB"), None, 1, 8, 8, "A100-80GB", None, 1, None,
@@ -72,6 +72,7 @@ FAMILIES = {
   "h100": Family(*_of("H100"), None, 1, 8, 8, "H100", None, 1, None, "nvidia-h100-80gb", "cuda12"),
   "h200": Family(*_of("H200"), None, 1, 8, 8, "H200", None, 1, None, "nvidia-h200-141gb", "cuda12"),
   "b200": Family(*_of("B200"), None, 1, 8, 8, "B200", None, 1, None, "nvidia-b200", "cuda12"),
+  "gb200": Family(*_of("GB200"), None, 1, 4, 4, "GB200", None, 1, None, "nvidia-gb200", "cuda12"),
 }  # fmt: skip
 
 
@@ -83,8 +84,8 @@ class Placement:
   chips: int
   slices: int
   bytes: float  # a device needs, by the plan
-  seconds: float | None  # predicted; None where the chip's speed is unknown
-  dollars: float | None  # at list price
+  seconds: float  # predicted
+  dollars: float | None  # at list price; None where none is published
 
   @property
   def family(self) -> Family:
@@ -111,10 +112,9 @@ class Placement:
     what = f"{self.slices} x " if self.slices > 1 else ""
     shown = [f"{what}{self.chips} {self.name} chip{'s' if self.chips > 1 else ''}"]
     shown.append(f"{self.bytes / 1e9:.2f} of {self.family.hbm / 1e9:.0f} GB a device")
-    if self.seconds is not None:
-      shown.append(f"{self.seconds / 3600:.2f} h")
-    if self.dollars is not None:
-      shown.append(f"about {self.dollars:,.2f} USD at list price")
+    shown.append(f"{self.seconds / 3600:.2f} h")
+    price = "no list price is published" if self.dollars is None else None
+    shown.append(price or f"about {self.dollars:,.2f} USD at list price")
     return ", ".join(shown)
 
   def accelerator(self, pattern: str) -> str:
@@ -196,8 +196,6 @@ def _stack_bytes(members: Sequence[Member], devices: int) -> float:
 
 def _placement(members, cfg, name, size, slices, needed, mfu) -> Placement:
   family = FAMILIES[name]
-  if family.chip is None:
-    return Placement(name, size, slices, needed, None, None)
   speed = throughput.from_chip(family.chip, mfu, cfg.model.dtype)
   if len(members) > 1:
     devices = size * slices * family.per_chip
@@ -205,5 +203,6 @@ def _placement(members, cfg, name, size, slices, needed, mfu) -> Placement:
   else:
     seconds = speed.seconds(cfg)
   seconds += speed.compiling
-  dollars = speed.price * size * slices * seconds / 3600
+  price = speed.price
+  dollars = None if price is None else price * family.per_chip * size * slices * seconds / 3600
   return Placement(name, size, slices, needed, seconds, dollars)

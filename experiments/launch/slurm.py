@@ -185,9 +185,10 @@ class Slurm:
     if not (speed := self._speed(group[0])):
       return ""
     hours = [self._seconds(j) * devices_needed(j.members[0].asked) / 3600 for j in group]
-    return (
-      f", {sum(hours):.2f} device hours, about {speed.price * sum(hours):,.2f} USD at list price"
+    price = (
+      "" if speed.price is None else f", about {speed.price * sum(hours):,.2f} USD at list price"
     )
+    return f", {sum(hours):.2f} device hours{price}"
 
   def _folder(self) -> pathlib.Path:
     """A new folder for the script of an array."""

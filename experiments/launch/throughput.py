@@ -81,11 +81,13 @@ def from_chip(name: str, mfu: float, dtype: str) -> Speed:
   """The speed of a chip of lm.chips at a given utilisation (exact convention).
 
   Args:
-    name: a key of CHIPS or a part of one: "v5e", "h100".
+    name: a key of CHIPS or a part of one: "v5e", "h100"; a whole word before a part of one.
     mfu: in (0, 1].
     dtype: of the matmuls.
   """
-  found = [key for key in chips.CHIPS if name.lower() in key.lower()]
+  part = name.lower()
+  found = [key for key in chips.CHIPS if part in (key.lower(), *key.lower().split())]
+  found = found or [key for key in chips.CHIPS if part in key.lower()]
   if len(found) != 1:
     raise ConfigError(
       f"chip={name}: must name one of {', '.join(chips.CHIPS)}; "

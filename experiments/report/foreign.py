@@ -1,8 +1,9 @@
-"""A report of anybody's runs: a table (CSV, TSV, JSONL), or a folder of offline Weights & Biases runs."""
+"""A report of anybody's runs: a table (CSV, TSV, JSONL), or Weights & Biases runs, online or offline."""
 
 import csv
 import io
 import pathlib
+import re
 import sys
 import tempfile
 import time
@@ -15,6 +16,7 @@ from experiments.report.claims import Claim
 from experiments.report.formats import power, short
 from experiments.report.page import Page, Steps, escape
 from experiments.report.wandb_offline import read_offline
+from experiments.report.wandb_online import read_project
 from experiments.sweep.sweep import Experiment
 from lm.config.errors import ConfigError
 
@@ -34,7 +36,14 @@ WANDB_KEYS = {
   "loss": ("eval/val/loss", "eval/loss", "val/loss", "val_loss", "validation_loss", "eval_loss"),
   "n_tokens": ("progress/tokens", "n_tokens", "tokens", "train/tokens_seen", "tokens_seen"),
   "flops": ("progress/flops", "flops", "total_flos"),
-  "n_params": ("parameters.total", "n_params", "num_params", "params", "model.n_params"),
+  "n_params": (
+    "run.parameters.total",
+    "parameters.total",
+    "n_params",
+    "num_params",
+    "params",
+    "model.n_params",
+  ),
 }
 
 
@@ -188,23 +197,37 @@ def _methods(table, results, reasons, path) -> dict[str, list[str]]:
 # ---- Weights & Biases ----------------------------------------------------------------------------
 
 
-def write_wandb_report(folder: str, out: str, names: Mapping[str, str], **options) -> pathlib.Path:
-  """The same of the offline runs at or below a folder (wandb/offline-run-*/run-*.wandb).
+def write_wandb_report(
+  place: str,
+  out: str,
+  names: Mapping[str, str],
+  online: bool = False,
+  where: Sequence[str] = (),
+  **options,
+) -> pathlib.Path:
+  """The same of runs of Weights & Biases: a project's, or offline ones at or below a folder.
 
-  A run is a row: its config's keys, joined by dots, and the last value of each metric.
+  A run is a row: its config's keys, joined by dots, and the last value of each metric. Runs that did not
+  finish are left out, unless `where` names the column `state`.
+
+  Args:
+    place: ENTITY/PROJECT, or a folder (with wandb/offline-run-*/run-*.wandb).
+    online: whether it is a project.
 
   Raises:
     ConfigError: no such runs, or none with parameters and a loss.
   """
-  rows = read_offline(folder)
+  rows = read_project(place) if online else read_offline(place)
+  if not any(re.match(r"\s*state\b", condition) for condition in where):
+    where = ("state=finished", *where)
   keys = list(dict.fromkeys(k for row in rows for k in row))
   names = {**{ours: k for ours, ks in WANDB_KEYS.items() for k in ks[::-1] if k in keys}, **names}
-  with tempfile.TemporaryDirectory() as place:
-    path = pathlib.Path(place) / "runs.csv"
+  with tempfile.TemporaryDirectory() as folder:
+    path = pathlib.Path(folder) / "runs.csv"
     text = io.StringIO()
     writer = csv.DictWriter(text, keys, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     path.write_text(text.getvalue(), encoding="utf-8")
-    title = f"{len(rows)} runs of {folder}"
-    return write_csv_report(str(path), out, names, title=title, **options)
+    title = f"{len(rows)} runs of {place}"
+    return write_csv_report(str(path), out, names, where, title=title, **options)

@@ -2,16 +2,21 @@
 
 import dataclasses
 import pathlib
-import uuid
+import re
+import shutil
 
 from experiments.ledger.ledger import Ledger
 from experiments.report.report import figures_of
 from experiments.sweep.sweep import Experiment, asked_config
-from lm.runs.wandb_mirror import WandbMirror
+from lm.runs.mirror import About
+from lm.runs.wandb_mirror import WandbMirror, wandb_mode
 
 
 def mirror_report(experiment: Experiment, rows: Ledger, page: pathlib.Path) -> None:
   """Logs the figures of a written report, and how the sweep stands; fails as softly as a run's mirror.
+
+  A sweep has one such run, under the id that `report_id` gives: a later report goes on in it. What an
+  earlier one left offline, and nobody has sent, is replaced.
 
   Args:
     experiment: its name is the group, as it is of its runs when they are mirrored; the project is
@@ -21,11 +26,27 @@ def mirror_report(experiment: Experiment, rows: Ledger, page: pathlib.Path) -> N
   """
   log = asked_config(experiment.runs[0]).log
   cfg = dataclasses.replace(log, wandb="auto", wandb_group=experiment.name)
-  about = {"question": experiment.question, "kind": "report", "runs": len(rows)}
-  mirror = WandbMirror(cfg, page.parent, f"report-{uuid.uuid4().hex[:8]}", about)
-  done = rows.done()
+  if wandb_mode(cfg.wandb) == "disabled":
+    return
+  run_id, done = report_id(experiment.name), rows.done()
+  for folder in page.parent.glob(f"wandb/offline-run-*-{run_id}"):
+    if not any(folder.glob("*.synced")):
+      shutil.rmtree(folder, ignore_errors=True)
+  shown = {"question": experiment.question, "kind": "report", "runs": len(rows)}
+  tags = ("report", experiment.name)
+  title = f"{experiment.name}: report"
+  mirror = WandbMirror(About(cfg, page.parent, run_id, 0, shown, "report", tags, name=title))
   losses = [row["loss"] for row in done if row.get("loss") is not None]
   numbers = {"report/runs_done": len(done), "report/least_loss": min(losses, default=None)}
   pictures = {f"report/{path.stem}": path for path in figures_of(page, "svg")}
   mirror.log(0, {**{k: v for k, v in numbers.items() if v is not None}, **pictures})
   mirror.close()
+
+
+def report_id(name: str) -> str:
+  """The id of a sweep's report: letters, digits, hyphens, as W&B asks.
+
+  >>> report_id("lr_sweep")
+  'report-lr_sweep'
+  """
+  return "report-" + re.sub(r"[^A-Za-z0-9_-]+", "-", name)[:100]

@@ -12,7 +12,10 @@ BLOCK = 1 << 15  # bytes of a block of a .wandb file
 
 
 def read_offline(folder: str) -> list[dict[str, object]]:
-  """One flat row for each offline run: name, config, last metrics."""
+  """One flat row for each offline run: name, state, config, last metrics.
+
+  The state is W&B's word: finished, failed, or crashed where the run's files do not say how it ended.
+  """
   root = pathlib.Path(folder)
   files = sorted(root.rglob("run-*.wandb")) if root.is_dir() else []
   if not files:
@@ -22,7 +25,7 @@ def read_offline(folder: str) -> list[dict[str, object]]:
   by_id: dict[str, dict] = {}
   for file in files:  # a resumed run has several
     run_id, row = _read_run(file)
-    if len(row) > 1:  # else nothing has been written yet
+    if len(row) > 2:  # else nothing has been written yet
       by_id[run_id] = {**by_id.get(run_id, {}), **row}
   return list(by_id.values())
 
@@ -32,7 +35,7 @@ def _read_run(file: pathlib.Path) -> tuple[str, dict[str, object]]:
   from google.protobuf.message import DecodeError
   from wandb.proto.wandb_internal_pb2 import Record
 
-  run_id, row = file.stem, {"name": file.stem}
+  run_id, row = file.stem, {"name": file.stem, "state": "crashed"}
   try:
     for data in _log_records(file.read_bytes()):
       record = Record()
@@ -42,10 +45,14 @@ def _read_run(file: pathlib.Path) -> tuple[str, dict[str, object]]:
         run_id = record.run.run_id or run_id
         row["name"] = record.run.display_name or record.run.run_id or row["name"]
         for item in record.run.config.update:
-          _put(row, item.key or ".".join(item.nested_key), json.loads(item.value_json))
+          put(row, item.key or ".".join(item.nested_key), json.loads(item.value_json))
       elif kind == "history":
+        files = {i.nested_key[0] for i in record.history.item if i.nested_key[1:] == ["_type"]}
         for item in record.history.item:
-          _put(row, item.key or "/".join(item.nested_key), json.loads(item.value_json))
+          if not (item.nested_key and item.nested_key[0] in files):  # a table, a picture
+            put(row, item.key or "/".join(item.nested_key), json.loads(item.value_json))
+      elif kind == "exit":
+        row["state"] = "failed" if record.exit.exit_code else "finished"
   except (OSError, DecodeError, ValueError) as error:
     why = str(error).partition("\n")[0] or type(error).__name__
     raise ConfigError(
@@ -76,9 +83,12 @@ def _log_records(content: bytes) -> Iterator[bytes]:
       yield held
 
 
-def _put(row: dict, key: str, value: object) -> None:
+def put(row: dict, key: str, value: object) -> None:
+  """Sets a number or text under its key, those of a mapping joined by dots; tables are left out."""
+  if isinstance(value, dict) and "_type" in value:  # a table, a picture: files elsewhere
+    return
   if isinstance(value, dict):
     for inner, each in value.items():
-      _put(row, f"{key}.{inner}", each)
+      put(row, f"{key}.{inner}", each)
   elif isinstance(value, int | float | str) or value is None:
     row[key] = value

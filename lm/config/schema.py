@@ -226,7 +226,7 @@ class CheckpointConfig:
 class LogConfig:
   every_steps: int = field("[1, inf)", "10", identity=False)
   wandb: str = field(choices=("auto", "online", "offline", "disabled"), identity=False)
-  wandb_project: str = field(identity=False)
+  wandb_project: str | None = field(identity=False)
   wandb_group: str | None = field(identity=False)
   mirrors: tuple[str, ...] = field(choices=("tensorboard", "trackio"), identity=False, neutral=())
 

@@ -2,12 +2,15 @@
 
 Peaks are dense (no sparsity), at the boost clock, in operations/s. `float32` is what XLA does with
 float32 matmuls at default precision: TF32 on a GPU, one bfloat16 pass on a TPU. `link` is what
-leaves a chip over all its `ports` of ICI, or over NVLink (ports = 0: a switch joins 8 GPUs), in one
-direction; `network` is its share of its host's data-centre network, between slices or hosts.
+leaves a chip over all its `ports` of ICI, or over NVLink or Infinity Fabric (ports = 0: a switch or a full
+mesh joins the GPUs of a host), in one direction; `network` is its share of its host's data-centre network,
+between slices or hosts.
 
 Prices are on-demand list prices for an hour of one chip in the United States; those of GPUs are an
 eighth of an 8-GPU instance. They move, and contracts and other clouds lie far below: look them up
 before you budget. `source` says where each row's figures and price come from, and of when.
+
+JAX sees each TPU7x chip as two devices, so its row is of half a chip; its links and network are halved, too.
 """
 
 from typing import NamedTuple
@@ -19,14 +22,14 @@ class Chip(NamedTuple):
   device_kinds: tuple[str, ...]  # parts of jax.Device.device_kind; the first row that fits counts
   bfloat16: float
   float8: float | None  # None: not in hardware
-  int8: float
+  int8: float | None  # None: not published
   float32: float
   hbm: float  # bytes
   hbm_bandwidth: float  # bytes/s
   link: float  # bytes/s
   ports: int
   network: float | None  # bytes/s; None: not published
-  price: float  # USD an hour
+  price: float | None  # USD an hour; None: no on-demand price is published
   source: str
 
 
@@ -35,6 +38,10 @@ NVIDIA = "NVIDIA {} data sheet; network and price aws.amazon.com/ec2 {} (2025-06
 
 # device_kinds, bfloat16, float8, int8, float32, hbm, hbm_bandwidth, link, ports, network, price
 CHIPS = {
+  "TPU7x": Chip(
+    ("TPU7x", "TPU v7"), 1153.5e12, 2307e12, None, 1153.5e12, 96 * GIB, 3690e9, 300e9, 6, 6.25e9,
+    None, "half of a chip: cloud.google.com/tpu/docs/tpu7x (2026-01)",
+  ),
   "TPU v6e": Chip(
     ("TPU v6 lite", "TPU v6e"), 918e12, None, 1836e12, 918e12, 32 * GIB, 1638e9, 400e9, 4, 12.5e9,
     2.70, GOOGLE.format("v6e"),
@@ -50,6 +57,14 @@ CHIPS = {
   "TPU v4": Chip(
     ("TPU v4",), 275e12, None, 275e12, 275e12, 32 * GIB, 1228e9, 300e9, 6, None,
     3.22, GOOGLE.format("v4"),
+  ),
+  "GB200": Chip(
+    ("GB200",), 2500e12, 5000e12, 5000e12, 1250e12, 186e9, 8000e9, 900e9, 0, 50e9,
+    None, "NVIDIA GB200 NVL72 data sheet (2024), a 72nd; sold by reservation; network aws.amazon.com/ec2 p6e",
+  ),
+  "B300": Chip(
+    ("B300",), 2250e12, 4500e12, None, 1125e12, 268e9, 8000e9, 900e9, 0, 100e9,
+    None, "NVIDIA HGX B300 data sheet (2025); network aws.amazon.com/ec2 p6-b300 (2025-12)",
   ),
   "B200": Chip(
     ("B200",), 2250e12, 4500e12, 4500e12, 1100e12, 180e9, 8000e9, 900e9, 0, 50e9,
@@ -70,6 +85,10 @@ CHIPS = {
   "A100 80GB": Chip(
     ("A100",), 312e12, None, 624e12, 156e12, 80e9, 2039e9, 300e9, 0, 6.25e9,
     3.43, NVIDIA.format("A100 SXM (2021)", "p4de"),
+  ),
+  "MI300X": Chip(
+    ("MI300X",), 1307e12, 2615e12, 2615e12, 654e12, 192e9, 5300e9, 448e9, 0, 50e9,
+    6.00, "AMD Instinct MI300X data sheet (2023); network and price Azure ND96isr MI300X v5 (2025-06)",
   ),
 }  # fmt: skip
 

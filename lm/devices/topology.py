@@ -2,7 +2,7 @@
 
 A slice is named by generation and shape, `v5e:2x4` or `v5p:8x8x8`; with `*2` behind it, two such
 slices joined by the data-centre network. Google's own names work too: `v5e-8` counts chips, `v5p-512`
-counts cores, two a chip.
+counts cores, two a chip. A chip of tpu7x is two devices.
 """
 
 import importlib.util
@@ -17,17 +17,18 @@ import jax
 from lm.config.errors import ConfigError
 from lm.devices.chips import Chip
 
-SHAPES_2D = {1: (1, 1), 4: (2, 2), 8: (2, 4), 16: (4, 4), 32: (4, 8), 64: (8, 8), 128: (8, 16),
-             256: (16, 16)}  # fmt: skip
-SHAPES_3D = {4: (2, 2, 1), 8: (2, 2, 2), 16: (2, 2, 4), 32: (2, 4, 4), 64: (4, 4, 4),
-             128: (4, 4, 8), 256: (4, 8, 8), 512: (8, 8, 8), 1024: (8, 8, 16),
-             2048: (8, 16, 16), 4096: (16, 16, 16)}  # fmt: skip
+Shapes = dict[int, tuple[int, ...]]  # {chips: shape}
+SHAPES_2D: Shapes = {1: (1, 1), 4: (2, 2), 8: (2, 4), 16: (4, 4), 32: (4, 8), 64: (8, 8),
+                     128: (8, 16), 256: (16, 16)}  # fmt: skip
+SHAPES_3D: Shapes = {4: (2, 2, 1), 8: (2, 2, 2), 16: (2, 2, 4), 32: (2, 4, 4), 64: (4, 4, 4),
+                     128: (4, 4, 8), 256: (4, 8, 8), 512: (8, 8, 8), 1024: (8, 8, 16),
+                     2048: (8, 16, 16), 4096: (16, 16, 16)}  # fmt: skip
 
 
 class Generation(NamedTuple):
   """How slices of a kind of TPU are put together."""
 
-  shapes: dict[int, tuple[int, ...]]  # of the named sizes, by chips
+  shapes: Shapes  # of the named sizes
   per_name: int  # what a name such as v5p-512 counts on each chip
   accelerator: str  # a value of TPU_ACCELERATOR_TYPE
 
@@ -36,6 +37,7 @@ GENERATIONS = {
   "v5e": Generation(SHAPES_2D, 1, "v5litepod-8"),
   "v5p": Generation(SHAPES_3D, 2, "v5p-8"),
   "v6e": Generation(SHAPES_2D, 1, "v6e-8"),
+  "tpu7x": Generation(SHAPES_3D, 2, "tpu7x-8"),
 }
 
 
@@ -135,7 +137,9 @@ def bandwidth(chip: Chip, devices: Sequence[jax.Device], group: Sequence[int]) -
   """Bytes/s that each member of a group can send in a ring algorithm; None where not published.
 
   On a torus, a ring along each physical axis that the group spans: two ports for an axis that wraps
-  around and is spanned whole, else one. Between slices, or hosts of GPUs, the share of the network.
+  around and is spanned whole, else one. Where a chip is several devices, a ring that holds them all has
+  their links together, and a ring inside a chip as much as all its links. Between slices, or hosts of GPUs,
+  the share of the network.
 
   Args:
     devices: all of the mesh, in its order.
@@ -147,8 +151,11 @@ def bandwidth(chip: Chip, devices: Sequence[jax.Device], group: Sequence[int]) -
   if not chip.ports:
     return chip.link
   wraps, spans = _wraps(devices), _spans(members)
+  cores = len(members) // len({tuple(d.coords) for d in members})  # devices of one chip among them
+  if cores > 1 and max(spans) == 1:
+    return chip.link * cores
   ports = sum(2 if wraps[a] and span == wraps[a] else 1 for a, span in enumerate(spans) if span > 1)
-  return chip.link * max(ports, 1) / chip.ports
+  return chip.link * cores * max(ports, 1) / chip.ports
 
 
 def hops(devices: Sequence[jax.Device], source: int, target: int) -> int:
@@ -176,7 +183,7 @@ def _spans(members: Sequence[jax.Device]) -> list[int]:
 def _wraps(devices: Sequence[jax.Device]) -> list[int]:
   """The size of each physical axis that closes to a ring; 0 where it does not.
 
-  v5e and v6e: an axis of 16; v4 and v5p: all axes where each is a multiple of 4.
+  v5e and v6e: an axis of 16; v4, v5p and tpu7x: all axes where each is a multiple of 4.
   """
   sizes = [max(axis) + 1 for axis in zip(*(d.coords for d in devices), strict=True)]
   if "lite" in devices[0].device_kind:

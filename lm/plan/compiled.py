@@ -128,7 +128,7 @@ def cost(
     "mfu": mfu(flops, seconds["step"], peak),
     "tokens_per_sec": _tokens(cfg) / seconds["step"],
     "hours": hours,
-    "dollars": hours * n_devices * chip.price,
+    "dollars": None if chip.price is None else hours * n_devices * chip.price,
   }
 
 

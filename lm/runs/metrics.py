@@ -52,3 +52,10 @@ def check_metric(key: str) -> None:
 def watched(cfg: Config) -> Metric:
   """The metric that eval.stop_metric names: early stopping, the best checkpoint and ledgers go by it."""
   return objective_of(cfg.objective).eval_metrics[cfg.eval.stop_metric.rpartition("/")[2]]
+
+
+def directions(cfg: Config) -> dict[str, str]:
+  """{metric: lower | higher} of the evaluations that a run logs and that have a better direction."""
+  names = ["val", *(entry.partition("=")[0] for entry in cfg.eval.sets)]
+  metrics = objective_of(cfg.objective).eval_metrics
+  return {f"eval/{n}/{m}": x.better for n in names for m, x in metrics.items() if x.better}

@@ -10,7 +10,7 @@ from lm.config.schema import LogConfig
 from lm.runs.mirror import About, Mirror, Sink
 from lm.runs.tensorboard_mirror import TensorBoard
 from lm.runs.trackio_mirror import Trackio
-from lm.runs.wandb_mirror import WandbMirror
+from lm.runs.wandb_mirror import WandbMirror, wandb_mode
 
 
 class Row(NamedTuple):
@@ -27,7 +27,8 @@ MIRRORS = {
 
 
 def check_mirrors(cfg: LogConfig) -> None:
-  """ConfigError where the package of a mirror that is asked for is not installed."""
+  """ConfigError where the package of a mirror that is asked for is missing, or WANDB_MODE is no mode."""
+  wandb_mode(cfg.wandb)
   for name in cfg.mirrors:
     package = MIRRORS[name].package
     if importlib.util.find_spec(package) is None:
@@ -47,6 +48,11 @@ class Mirrors:
     for mirror in self._mirrors:
       mirror.log(step, metrics)
 
+  def sample(self, step: int, prompt: str, text: str) -> None:
+    """A text that the model wrote."""
+    for mirror in self._mirrors:
+      mirror.sample(step, prompt, text)
+
   def close(self, exit_code: int = 0, timeout: float = 60.0, preempted: bool = False) -> None:
     """Waits for each, at most `timeout` seconds."""
     for mirror in self._mirrors:
@@ -56,8 +62,8 @@ class Mirrors:
 def open_mirrors(about: About) -> Mirrors:
   """Opens what the run's section `log` asks for."""
   cfg, found = about.cfg, []
-  if cfg.wandb != "disabled":
-    found.append(WandbMirror(cfg, about.workdir, about.run_id, about.config))
+  if wandb_mode(cfg.wandb) != "disabled":
+    found.append(WandbMirror(about))
   for name in cfg.mirrors:
     row = MIRRORS[name]
     found.append(Mirror(name, lambda row=row: row.open_sink(about)))

@@ -26,7 +26,7 @@ class Recorder:
   Args:
     workdir: the run directory; made if absent.
     start_step: lines of later steps are dropped: they belong to work that was not saved.
-    mirror: gets (step, metrics) after each line, or None.
+    mirror: gets what each line has, after it is written, or None.
   """
 
   def __init__(
@@ -56,6 +56,8 @@ class Recorder:
   def sample(self, step: int, prompt: str, text: str) -> None:
     """One line of samples.jsonl."""
     self._write("samples", {"step": step, "prompt": prompt, "text": text})
+    if self._mirror:
+      self._mirror.sample(step, prompt, text)
 
   def sync(self) -> None:
     """On disk when this returns; called before a checkpoint, so that none is ahead of its record."""

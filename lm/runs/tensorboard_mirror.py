@@ -25,6 +25,7 @@ class TensorBoard:
     summary_v2 = load("tensorboard.plugins.hparams.summary_v2")
     writer = load("tensorboard.summary.writer.event_file_writer")
     self._event = event_pb2.Event
+    self._text = load("tensorboard.plugins.text.summary_v2")
     self._writer = writer.EventFileWriter(str(about.workdir / FOLDER))
     mark = self._event(wall_time=time.time(), step=about.start + 1)
     mark.session_log.status = event_pb2.SessionLog.START
@@ -39,6 +40,12 @@ class TensorBoard:
       if isinstance(value, int | float):
         event.summary.value.add(tag=key, simple_value=value)
     self._writer.add_event(event)
+
+  def sample(self, step: int, prompt: str, text: str) -> None:
+    """Markdown in the tab of texts, the model's words as code, so that they are shown as they are."""
+    words = f"{prompt}{text}".replace("\n", "\n    ")
+    shown = self._text.text_pb("samples", f"    {words}")
+    self._writer.add_event(self._event(wall_time=time.time(), step=step, summary=shown))
 
   def close(self, exit_code: int, preempted: bool) -> None:
     self._writer.close()

@@ -3,13 +3,14 @@
 import pathlib
 from collections.abc import Mapping
 
-from lm.runs.mirror import About
+from lm.runs.mirror import About, project_of
 
 
 class Trackio:
   """A sink that goes on with the run of its id: steps that Trackio has are not sent again.
 
-  The project and group are those of Weights & Biases (log.wandb_project, log.wandb_group).
+  The project and group are those of Weights & Biases (log.wandb_project, log.wandb_group). It has numbers
+  alone: texts stay in samples.jsonl.
   """
 
   def __init__(self, about: About):
@@ -18,7 +19,7 @@ class Trackio:
     cfg = about.cfg
     # Not its measures of the machine: a mirror has what the record has.
     self._run = trackio.init(
-      project=cfg.wandb_project,
+      project=project_of(cfg),
       name=f"{about.workdir.name}-{about.run_id[-6:]}",  # names alone tell its runs apart
       group=cfg.wandb_group,
       config=dict(about.config),
@@ -34,6 +35,9 @@ class Trackio:
     if step > self._last:
       numbers = {k: v for k, v in metrics.items() if isinstance(v, int | float)}
       self._run.log(numbers, step=step)
+
+  def sample(self, step: int, prompt: str, text: str) -> None:
+    """Not sent."""
 
   def close(self, exit_code: int, preempted: bool) -> None:
     self._run.finish()

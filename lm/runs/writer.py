@@ -25,7 +25,7 @@ from lm.objectives.teacher import split_extra
 from lm.plan.run_plan import Plan
 from lm.runs import bucket, lock, rundir
 from lm.runs.checkpoint import Checkpointer
-from lm.runs.metrics import watched
+from lm.runs.metrics import directions, watched
 from lm.runs.mirror import About
 from lm.runs.mirrors import check_mirrors, open_mirrors
 from lm.runs.record import Recorder, check_record, missing_steps, show_steps
@@ -104,7 +104,11 @@ class RunWriter:
     self.last_saved = start
     if processes.is_leader():
       shown = {**asdict(self.cfg), **rundir.dashboard_facts(self._about)}
-      about = About(self.cfg.log, self.workdir, self._about["wandb_id"], start, shown)
+      about = About(
+        self.cfg.log, self.workdir, self._about["wandb_id"], start, shown,
+        tags=(self.cfg.model.family, self.cfg.objective.name),
+        better=directions(self.cfg), watched=self.cfg.eval.stop_metric,
+      )  # fmt: skip
       self._mirror = open_mirrors(about)
       self._recorder = Recorder(self.workdir, start, self._mirror)
     records = read_jsonl(self.workdir / "metrics.jsonl")
