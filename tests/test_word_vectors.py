@@ -23,6 +23,7 @@ from lm.objectives.registry import OBJECTIVES
 from lm.runs.checkpoint import load_params
 from lm.setup.hparams import make_hparams
 from lm.setup.load import load_config
+from lm.tasks import similarity
 from lm.training.programs import make_programs
 from tests.equalities import (
   assert_counts,
@@ -316,6 +317,43 @@ def test_rows_that_are_no_words_are_never_shown(text):
   )
   shown = {data.tokenizer.token(i) for i in range(data.vocab_size)} - {"reda"}
   assert sorted(said.split()) == sorted(shown)
+
+
+def test_a_sample_is_asked_for_as_words_are_written(text):
+  """Folded to lower case as the corpus is; of a word that is not there, it says so."""
+  table = {"embed": {"embedding": np.random.default_rng(0).normal(size=(43, 8))}}
+
+  def said(prompt):
+    cfg, data = resolved(WORD2VEC, **topics(text, sample__prompt=prompt))
+    return OBJECTIVES[cfg.objective.name].make_sampler(cfg, data.tokenizer)(table, 0)
+
+  assert said("RedA") == said("reda")
+  assert said("Nowhere") == " (Nowhere is none of the words)"
+
+
+def test_unknown_words_of_a_library_tokenizer_are_none(text, tmp_path):
+  """[UNK] is no word: it is neither trained on nor compared."""
+  from tokenizers import Tokenizer, models, pre_tokenizers
+
+  known = [f"red{chr(97 + i)}" for i in range(10)]
+  vocab = {name: i for i, name in enumerate(["[CLS]", "[SEP]", "[UNK]", *known])}
+  backend = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
+  backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+  backend.add_special_tokens(["[CLS]", "[SEP]", "[UNK]"])
+  path = tmp_path / "tokenizer.json"
+  backend.save(str(path))
+  changes = {
+    "data__tokenizer": "huggingface", "data__tokenizer_path": str(path),
+    "data__separator": "[SEP]", "data__start": "[CLS]",
+  }  # fmt: skip
+  cfg, data = resolved(WORD2VEC, **topics(text, **changes))
+  assert data.counts[:3].tolist() == [0, 0, 0] and (data.counts[3:] > 0).all()
+  words = KINDS["contexts"].train(data, cfg).at(0)
+  assert not np.isin([0, 1, 2], words["negatives"]).any()
+  assert (words["words"][words["segments"] > 0] > 2).all()
+  table = np.random.default_rng(0).normal(size=(13, 8))
+  assert similarity._vector(table, data.tokenizer, "skya") is None
+  np.testing.assert_array_equal(similarity._vector(table, data.tokenizer, "redb"), table[4])
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from lm.config.schema import Config
 from lm.data import cache, order
 from lm.data.batches import Batch, EvalBatches, TrainBatches
 from lm.data.store import TokenStore
-from lm.data.tokenizers import Tokenizer
+from lm.data.tokenizers import Tokenizer, unknown_id
 
 CHUNK = 1 << 22  # tokens counted at a time
 DROPS, WINDOWS, NEGATIVES = range(3)  # what is drawn
@@ -74,9 +74,8 @@ def count(store: TokenStore, vocab_size: int) -> np.ndarray:
 
 def not_words(tokenizer: Tokenizer) -> list[int]:
   """Ids that stand for no word: separator, start, unknown."""
-  return sorted(
-    {tokenizer.eot_id, tokenizer.start_id, getattr(tokenizer, "unk_id", tokenizer.eot_id)}
-  )
+  found = {tokenizer.eot_id, tokenizer.start_id, unknown_id(tokenizer)}
+  return sorted(number for number in found if number is not None)
 
 
 class ContextBatches:

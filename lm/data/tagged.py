@@ -24,12 +24,11 @@ from lm.data.sources.paths import find_files
 from lm.data.sources.readers import read_file
 from lm.data.sources.readers.compression import detect, open_file
 from lm.data.sources.readers.fields import Fields, listed, walk
-from lm.data.tokenizers import Tokenizer
+from lm.data.tokenizers import Tokenizer, unknown_id
 
 OUTSIDE = "O"
 DOCUMENT = "-DOCSTART-"  # the word of lines that begin a document in CoNLL's files
 NAMED = re.compile(r"([BI])-(\S+)")
-UNKNOWN = ("[UNK]", "<unk>")
 Batch = dict[str, np.ndarray]
 
 
@@ -202,7 +201,7 @@ class _Pieces:
   """Ids of words, each as it stands after a blank (the first of a sentence: without), made once a word."""
 
   def __init__(self, tokenizer: Tokenizer, sentences: Sequence[Sentence]):
-    self.unknown = _unknown(tokenizer)
+    self.unknown = unknown_id(tokenizer)
     blank = tokenizer.encode(" ")
     texts = sorted({f"{' ' * bool(i)}{word}" for s in sentences for i, word in enumerate(s.words)})
     self.found: dict[str, tuple[list[int], int]] = {}
@@ -222,17 +221,6 @@ class _Pieces:
         "the word out"
       )
     return [self.unknown], 0
-
-
-def _unknown(tokenizer: Tokenizer) -> int | None:
-  own: Any = tokenizer
-  if hasattr(own, "unk_id"):
-    return own.unk_id
-  backend = getattr(own, "backend", None)
-  if not hasattr(backend, "token_to_id"):
-    return None
-  ids = [backend.token_to_id(name) for name in UNKNOWN]
-  return next((i for i in ids if i is not None), None)
 
 
 def lengths(store: Store) -> np.ndarray:

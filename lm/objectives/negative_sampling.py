@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from lm.config.errors import ConfigError
 from lm.config.schema import Config, ObjectiveConfig, field
+from lm.data.tokenizers import unknown_id
 from lm.models.word_vectors import vectors_of
 from lm.objectives.objective import LossFn, Metric, Objective, Sums
 
@@ -113,14 +114,21 @@ def exact_flops(cfg: Config, causal: bool) -> float:
 
 
 def make_sampler(cfg: Config, tokenizer, mesh=None):
-  """`sample(params, seed)` -> the sample.tokens words nearest to sample.prompt by cosine; None where off."""
-  words = tokenizer.encode(cfg.sample.prompt)
+  """`sample(params, seed)` -> the sample.tokens words nearest to sample.prompt by cosine; None where off.
+
+  Of a word that the tokenizer does not know it says so.
+  """
   if cfg.sample.tokens == 0:
     return None
+  prompt = cfg.sample.prompt
+  words = tokenizer.encode(prompt.lower() if cfg.data.lower_case else prompt)
   if not words:
     raise ConfigError(
       f"sample.prompt={cfg.sample.prompt}: must be a word; use sample.tokens=0 for none"
     )
+
+  if words[0] == unknown_id(tokenizer):
+    return lambda params, seed: f" ({prompt} is none of the words)"
 
   def sample(params, seed):
     # A model may have more rows than there are words.

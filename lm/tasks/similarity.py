@@ -6,7 +6,7 @@ import numpy as np
 
 from lm.config.command_line import read_text
 from lm.config.errors import ConfigError
-from lm.data.tokenizers import Tokenizer, load_tokenizer
+from lm.data.tokenizers import Tokenizer, load_tokenizer, unknown_id
 from lm.models.word_vectors import vectors_of
 from lm.runs import rundir
 from lm.runs.checkpoint import load_params
@@ -66,7 +66,7 @@ def read_pairs(path: str, lower_case: bool) -> list[tuple[str, str, float]]:
 
 def _vector(vectors: np.ndarray, tokenizer: Tokenizer, word: str) -> np.ndarray | None:
   pieces = tokenizer.encode(word)
-  if not pieces or getattr(tokenizer, "unk_id", None) in pieces:
+  if not pieces or unknown_id(tokenizer) in pieces:
     return None
   return vectors[pieces].mean(axis=0)
 

@@ -15,7 +15,7 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lm.config.errors import ConfigError
 from lm.config.schema import DataConfig
@@ -55,6 +55,7 @@ __all__ = [
   "save_tokenizer",
   "special_names",
   "to_library",
+  "unknown_id",
 ]  # fmt: skip
 
 Tokenizer = (
@@ -89,7 +90,20 @@ KINDS = {
 }
 CLASSES = {name: kind.cls for name, kind in KINDS.items()}
 SIZED = ("bpe", "wordpiece")  # trained to data.vocab_size entries
+UNKNOWN = ("[UNK]", "<unk>")  # names of the token for what a tokenizer cannot write
 TRAINED = tuple(name for name, kind in KINDS.items() if kind.train)
+
+
+def unknown_id(tokenizer: Tokenizer) -> int | None:
+  """The id of what a tokenizer cannot write; None where it has no such token."""
+  own: Any = tokenizer
+  if hasattr(own, "unk_id"):
+    return own.unk_id
+  backend = getattr(own, "backend", None)
+  if not hasattr(backend, "token_to_id"):
+    return None
+  ids = [backend.token_to_id(name) for name in UNKNOWN]
+  return next((number for number in ids if number is not None), None)
 
 
 def is_trained(cfg: DataConfig) -> bool:
