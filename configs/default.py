@@ -160,7 +160,8 @@ def get_config() -> ConfigDict:
   optim.b3 = 0.9999  # decay of ademamix's slow mean
   optim.slow_weight = 8.0  # weight of ademamix's slow mean
   optim.slow_warmup = 1.0  # share of the run over which b3 and it grow to these; 0 = at once
-  optim.precondition_every = 10  # updates between soap's bases
+  optim.precondition_every = 10  # updates between soap's bases, or sophia's draws of the Hessian
+  optim.gamma = 0.01  # what sophia multiplies the Hessian's diagonal by
   optim.cautious = False  # leave out the elements of an update that go against the gradient
   optim.hyperball = False  # hidden matrices keep their first norm, instead of decaying; lr = angle
   optim.weight_decay = 1e-4  # on matrices only

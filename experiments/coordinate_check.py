@@ -165,6 +165,7 @@ def measure(
     slow_weight=np.float32(8),
     slow_warmup=np.float32(0),
     precondition_every=np.int32(10),
+    gamma=np.float32(0.01),
     eps=np.float32(1e-12),  # gradients shrink with width and must stay far above it
     clip_norm=np.float32(np.inf),
   )

@@ -149,6 +149,7 @@ class OptimConfig:
   slow_weight: float = field("[0, inf)", "8", traced=True, neutral=8.0)
   slow_warmup: float = field("[0, inf)", "1", traced=True, neutral=1.0)
   precondition_every: int = field("[1, inf)", "10", traced=True, neutral=10)
+  gamma: float = field("(0, inf)", "0.01", traced=True, neutral=0.01)
   cautious: bool = field(neutral=False)
   hyperball: bool = field(neutral=False)
   weight_decay: float = field("[0, inf)", "1e-4", traced=True)

@@ -79,6 +79,7 @@ def state_floats(found: Sequence[Weight], name: str) -> int:
     "adopt": 2 * total,
     "schedule_free": total + whole_floats(found, name),
     "prodigy": 3 * total + whole_floats(found, name),
+    "sophia": 2 * total,
   }
   if name not in numbers:
     raise ConfigError(f"optim.name={name}: its state is not known; use one of {', '.join(numbers)}")

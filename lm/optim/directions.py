@@ -1,10 +1,6 @@
 """Optimizers: each turns gradients into a direction of about 1 per element (sgd excepted).
 
 The state does not depend on any number in Hparams, so one program serves and stacks many runs.
-
-Sophia (Liu et al. 2023, arXiv:2305.14342) is not among them: its Hessian comes from gradients of another
-loss, on labels drawn from the model (Sophia-G), or from products with random vectors (Sophia-H), and an
-optimizer here sees the gradient of the run's own loss alone.
 """
 
 import math
@@ -18,6 +14,7 @@ from lm.config.hparams import Hparams
 from lm.optim.matrices import Tree, matrix_split, per_matrix
 from lm.optim.prodigy import scale_by_prodigy
 from lm.optim.soap import scale_by_soap
+from lm.optim.sophia import scale_by_sophia
 
 Schedule = Callable[[jax.Array], jax.Array]  # updates done -> m(t), the fraction of the peak rate
 
@@ -203,6 +200,13 @@ def prodigy(
   return scale_by_prodigy(hparams, schedule)
 
 
+def sophia(
+  hparams: Hparams, kinds: Tree, axes: Tree, schedule: Schedule
+) -> optax.GradientTransformation:
+  """The mean gradient over the Hessian's diagonal, element by element, clipped to 1 (lm.optim.sophia)."""
+  return scale_by_sophia(hparams)
+
+
 OPTIMIZERS: dict[str, Callable[[Hparams, Tree, Tree, Schedule], optax.GradientTransformation]] = {
   "sgd": sgd,
   "adam": adamw,  # weight_decay joins l2 in the gradient, as in torch.optim.Adam
@@ -216,7 +220,11 @@ OPTIMIZERS: dict[str, Callable[[Hparams, Tree, Tree, Schedule], optax.GradientTr
   "adopt": adopt,
   "schedule_free": schedule_free,
   "prodigy": prodigy,
+  "sophia": sophia,
 }
+CURVED = (
+  "sophia",
+)  # those whose `update` takes `curvature`, which makes a draw of the Hessian's diagonal
 
 # The running means each keeps: which of optim.b1 and optim.b2 a group of parameters may have its own of.
 MOMENTS: dict[str, tuple[str, ...]] = {
@@ -232,4 +240,5 @@ MOMENTS: dict[str, tuple[str, ...]] = {
   "adopt": ("b1", "b2"),
   "schedule_free": ("b2",),  # b1 is that of the average, for all weights
   "prodigy": (),  # one rate is found for all weights
+  "sophia": (),  # the Hessian's draws are of all weights
 }

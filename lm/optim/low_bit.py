@@ -40,6 +40,7 @@ def compressed(
   """
   if how == "float32":
     return tx
+  tx = optax.with_extra_args_support(tx)
 
   def encode(count, state):
     flat, tree = jax.tree_util.tree_flatten_with_path(state)
@@ -66,11 +67,11 @@ def compressed(
   def init(params):
     return encode(jnp.int32(0), tx.init(params))
 
-  def update(updates, state, params=None):
-    updates, inner = tx.update(updates, decode(state), params)
+  def update(updates, state, params=None, **extra):
+    updates, inner = tx.update(updates, decode(state), params, **extra)
     return updates, encode(state.count + 1, inner)
 
-  return optax.GradientTransformation(init, update)
+  return optax.GradientTransformationExtraArgs(init, update)
 
 
 def code_of(path: tuple[Any, ...]) -> np.ndarray:

@@ -23,11 +23,13 @@ def cautious(tx: optax.GradientTransformation, axes: Tree) -> optax.GradientTran
     n = math.prod(d.shape[axis] for axis in own)
     return d * agrees * n / (agrees.sum(axis=own, keepdims=True) + 1)
 
-  def update(updates: Any, state, params: Any = None):
-    steps, state = tx.update(updates, state, params)
+  tx = optax.with_extra_args_support(tx)
+
+  def update(updates: Any, state, params: Any = None, **extra):
+    steps, state = tx.update(updates, state, params, **extra)
     return jax.tree.map(masked, steps, updates, axes), state
 
-  return optax.GradientTransformation(tx.init, update)
+  return optax.GradientTransformationExtraArgs(tx.init, update)
 
 
 class Hyperball(NamedTuple):
@@ -58,6 +60,7 @@ def hyperball(
     chosen: for each weight whether it is held on its sphere.
     axes: logical axis names of every weight.
   """
+  direction = optax.with_extra_args_support(direction)
   pick = lambda fn, *trees: jax.tree.map(
     lambda mine, *leaf: fn(*leaf) if mine else optax.MaskedNode(), chosen, *trees
   )
@@ -79,7 +82,7 @@ def hyperball(
     on = lambda fn, tree: jax.tree.map(
       lambda mine, x, r, *leaf: fn(x, r, *leaf) if mine else x, chosen, tree, radius, axes, params
     )
-    d, first = direction.update(updates, state.direction, params)
+    d, first = direction.update(updates, state.direction, params, **extra)
     d = on(lambda x, r, names, _: scaled(x, r, names), d)
     steps, second = rest.update(d, state.rest, params, **extra)
     steps = on(lambda u, r, names, w: scaled(w + u, r, names) - w, steps)

@@ -3,6 +3,7 @@
 from lm.config.errors import ConfigError
 from lm.config.schema import Config
 from lm.models.parameterization import scales_depth
+from lm.objectives.registry import objective_of
 from lm.optim.chain import Group, read_groups
 
 MOMENTUM_FREE = ("adagrad", "adafactor", "schedule_free")  # directions with their gradients' signs
@@ -23,6 +24,7 @@ def check_optimizer(cfg: Config) -> None:
     "prodigy": _of_prodigy,
     "soap": _of_soap,
     "ademamix": _of_ademamix,
+    "sophia": _of_sophia,
   }
   if scales_depth(cfg.model.parameterization) and cfg.optim.name in ("sgd", "adagrad"):
     raise ConfigError(
@@ -89,6 +91,17 @@ def _of_prodigy(cfg: Config, groups: tuple[Group, ...]):
 def _of_soap(cfg: Config, groups: tuple[Group, ...]):
   why = "nobody has shown which power of the width the rate goes by"
   return [_standard(cfg, why)]
+
+
+def _of_sophia(cfg: Config, groups: tuple[Group, ...]):
+  apart = [g for g in groups if g.frozen]
+  custom = objective_of(cfg.objective).grads is not None
+  why = "nobody has shown which power of the width the curvature goes by"
+  return [
+    ("objective.name", cfg.objective.name, custom, "one scalar loss must have a Hessian", "adamw"),
+    ("optim.groups", ",".join(cfg.optim.groups), bool(apart), "the Hessian is of all weights", "adamw"),
+    _standard(cfg, why),
+  ]  # fmt: skip
 
 
 def _of_ademamix(cfg: Config, groups: tuple[Group, ...]):

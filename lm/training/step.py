@@ -25,9 +25,10 @@ from lm.optim.chain import (
   read_groups,
   relative_updates,
 )
+from lm.optim.directions import CURVED
 from lm.optim.pruning import share_kept
 from lm.optim.schedule_free import averaged
-from lm.training import noise_scale
+from lm.training import curvature, noise_scale
 
 LOW_BITS = 24  # of a count of units that its lower half holds
 
@@ -97,7 +98,18 @@ def train_step(
   weight = jnp.maximum(sums["weight"], 1.0)
   grads = jax.tree.map(lambda g: g / weight, grads)
   tx = optimizer_of(cfg, hparams, axes)
-  updates, opt_state = tx.update(grads, state.opt_state, state.params, value=total / weight)
+  more = {}
+  if cfg.optim.name in CURVED:
+    args = (
+      state.params,
+      split_extra(state.extra, objective.teachers(cfg))[0],
+      batch,
+      key,
+      hparams,
+      cfg,
+    )
+    more["curvature"] = lambda: curvature.draw(_reading(grad_fn, taught), *args)
+  updates, opt_state = tx.update(grads, state.opt_state, state.params, value=total / weight, **more)
   params = optax.apply_updates(state.params, updates)
   ema = state.ema
   if cfg.optim.name == "schedule_free":
