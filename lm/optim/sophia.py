@@ -32,10 +32,12 @@ def scale_by_sophia(hparams: Hparams) -> optax.GradientTransformationExtraArgs:
     zeros = lambda: jax.tree.map(jnp.zeros_like, params)
     return Sophia(jnp.int32(0), zeros(), zeros())
 
-  def update(updates, state, params=None, *, curvature, **extra):
+  def update(updates: Any, state: Any, params: Any = None, **extra: Any):
     b1, b2 = hparams.b1, hparams.b2
     mean = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mean, updates)
-    renewed = lambda h: jax.tree.map(lambda x, draw: b2 * x + (1 - b2) * draw, h, curvature())
+    renewed = lambda h: jax.tree.map(
+      lambda x, draw: b2 * x + (1 - b2) * draw, h, extra["curvature"]()
+    )
     due = state.count % hparams.precondition_every == 0
     diagonal = jax.lax.cond(due, renewed, lambda h: h, state.diagonal)
     step = lambda m, h: jnp.clip(m / jnp.maximum(hparams.gamma * h, hparams.eps), -1, 1)
