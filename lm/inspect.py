@@ -368,7 +368,7 @@ def main(argv: Sequence[str]) -> int:
   out = options.out or f"{options.workdir.rstrip('/')}/inspect.html"
   try:
     with bucket.written("out", out) as path:
-      path.write_text(page(run, options.text, looked), encoding="utf-8")
+      path.write_text(page(run, options.text, looked), encoding="utf-8", errors="backslashreplace")
   except OSError as error:
     raise ConfigError(
       f"out={out}: cannot be written ({error.strerror}); choose another file"

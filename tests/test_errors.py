@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from experiments import __main__ as experiments
 from experiments.sweep import search
 from lm.config import command_line
 from lm.config.errors import ConfigError, suggest
@@ -261,6 +262,40 @@ def test_a_stack_that_makes_no_sense_is_one_line(tmp_path, lines, words):
 def test_a_byte_order_mark_is_no_text(tmp_path):
   (tmp_path / "stack").write_text(LINE + "\r\n", encoding="utf-8-sig")
   assert command_line.read_stack(str(tmp_path / "stack")) == [("configs/smoke.py", {}, "a")]
+
+
+MANY = "9" * 17
+
+
+@pytest.mark.parametrize(
+  "words, said",
+  [
+    (["plan", "--config", "configs/smoke.py", "--random", MANY, "seed=int:0..9"], "random="),
+    (["plan", "--config", "configs/smoke.py", "--dirichlet", MANY, "data.weights=3"], "dirichlet="),
+    (["plan", "--config", "configs/smoke.py", "--halving", "3:99999"], "halving=3:99999: "),
+    (["plan", "lr_sweep", "--workers", MANY, "--probe", "never"], "workers="),
+    (["plan", "lr_sweep", "--stack", MANY, "--probe", "never"], "stack="),
+    (["race", "a:", "b: seed=1", "--budgets", "train.steps=1,2", "--plan", "--seeds", MANY], "seeds="),
+    (["fit", "lr_sweep", "--n_boot", MANY], "n_boot="),
+    (["fit", "lr_sweep", "--starts", MANY], "starts="),
+  ],
+)  # fmt: skip
+def test_counts_that_no_memory_holds_are_refused_at_once(words, said):
+  with pytest.raises(ConfigError, match=f"^{said}"):
+    experiments.main(words)
+
+
+def test_a_grid_of_too_many_runs_is_refused_before_it_is_made():
+  values = ",".join(map(str, range(400)))
+  with pytest.raises(ConfigError, match=r"^runs=64000000: must be in \[0, 100000\]"):
+    search.sweep_from_text(
+      "configs/smoke.py",
+      [f"seed={values}", f"train.steps={values}", f"model.width={values}"],
+    )
+
+
+def test_no_value_moves_a_cursor_or_makes_a_second_line():
+  assert str(ConfigError("a=\x1b[2Jb\nc\x85d\x00\te: f")) == r"a=\x1b[2Jb\nc\nd\x00" + "\te: f"
 
 
 def test_names_of_many_runs_are_suggested_as_they_are():

@@ -10,6 +10,7 @@ import fsspec
 import numpy as np
 import pytest
 
+from experiments import __main__ as experiments
 from experiments.ledger import compare, ledger, rows
 from experiments.report import board, tables
 from lm.config.errors import ConfigError
@@ -151,6 +152,10 @@ def test_any_damage_to_a_record_is_a_row_that_every_command_shows(name, content,
 @pytest.mark.parametrize("content", [
   bytes(range(256)), b"[1]\n", b"{}\n", b'{"shared": {}}\n[1]\n', b'{"shared": {}}\n{"loss": 1}\n',
   b'{"shared": {}}\n{"name": "a", "status": "done", "curve": [1]}\n',
+  b'{"shared": {}}\n{"name": "a", "status": "done", "loss": "x"}\n',
+  b'{"shared": {}}\n{"name": "a", "status": "done", "n_params": {"a": 1}}\n',
+  b'{"shared": {}}\n{"name": "a", "status": "done", "flops_exact": 1' + b"0" * 400 + b"}\n",
+  b'{"shared": {}}\n{"name": "a", "status": "done", "curve": {"tokens": ["x"]}}\n',
   b'{"shared": {}}\n{"name": "a", "status": "done", "curve": {"tokens": [1], "train/loss": []}}\n',
 ])  # fmt: skip
 def test_what_is_no_ledger_file_is_refused_in_one_line(content, tmp_path):
@@ -437,6 +442,35 @@ def test_curves_are_read_at_the_same_places_and_end_where_runs_end(root, tmp_pat
   assert [row["tokens"] for row in table] == [5120.0 * i for i in range(1, 7)]
   assert table[2]["short"] == pytest.approx(3.0) and table[3]["short"] is None
   assert table[5]["width=32,seed=0"] == pytest.approx(3.0)
+
+
+def test_runs_of_one_name_in_two_ledger_files_go_by_these(root, tmp_path, capsys):
+  fake_run(tmp_path / "runs" / "now", {"train.steps": 30})
+  for name, place in (("a", root), ("b", tmp_path / "runs")):
+    ledger.export(ledger.read_ledger(str(place)), str(tmp_path / f"{name}.jsonl"))
+  files = [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")]
+  assert experiments.main(["compare", *files, "--json"]) == 0
+  names = json.loads(capsys.readouterr().out)["runs"]
+  assert {f"{file}: now" for file in files} <= set(names) and len(set(names)) == len(names)
+
+
+def test_a_link_to_a_folder_above_is_not_followed(tmp_path):
+  fake_run(tmp_path / "runs" / "a" / "x")
+  (tmp_path / "runs" / "a" / "loop").symlink_to(tmp_path / "runs")
+  (tmp_path / "runs" / "b").symlink_to(tmp_path / "runs" / "a")  # another name for it is one
+  found = ledger.read_ledger(str(tmp_path / "runs"))
+  assert found.column("name") == ["a/x", "b/x"]
+
+
+def test_a_run_json_whose_numbers_are_none_is_a_row_that_says_so(tmp_path):
+  fake_run(tmp_path / "x")
+  about = read_run(tmp_path / "x")
+  about["parameters"]["non_embedding"] = "many"
+  write_json(tmp_path / "x" / "run.json", about)
+  (row,) = ledger.read_ledger(str(tmp_path))
+  assert (
+    row["status"] == "unreadable" and "n_params_non_embedding=many is no number" in row["reason"]
+  )
 
 
 def test_runs_of_one_name_go_by_their_paths(root, tmp_path):

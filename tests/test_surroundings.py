@@ -20,6 +20,7 @@ import train
 from lm import evaluate
 from lm.config.errors import ConfigError
 from lm.data.batches import TrainBatches
+from lm.hf import __main__ as hf
 from lm.runs import rundir
 from lm.runs.checkpoint import load_params
 from lm.runs.resume import restore_newest
@@ -416,3 +417,33 @@ def test_a_git_that_does_not_answer_in_time_stops_no_run(monkeypatch):
 
   monkeypatch.setattr(rundir.subprocess, "run", slow)
   assert rundir.git_state() == {"commit": None, "dirty": None}
+
+
+# --- terminals and names that know no UTF-8 ---------------------------------------------------------
+
+
+def test_a_folder_whose_name_is_no_text_is_refused_before_training(tmp_path):
+  name = os.fsdecode(os.fsencode(tmp_path) + b"/r\xe9n")
+  for use in (
+    lambda: train.main(["--config", "configs/smoke.py", "--workdir", name]),
+    lambda: hf.main(["export", "--workdir", str(tmp_path), "--to", name]),
+    lambda: hf.main(["import", "--from", str(tmp_path), "--workdir", name]),
+  ):
+    with pytest.raises(ConfigError, match=r"r\\udce9n': is no text in UTF-8; choose another name"):
+      use()
+  assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_a_terminal_without_utf8_shows_numbers_instead():
+  ledger = "experiments/results/lr_sweep/ledger.jsonl"  # its sources have a paragraph sign
+  words = ["-m", "experiments", "fit", "lr_sweep", "--ledger", ledger]
+  plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+  done = subprocess.run(
+    [sys.executable, *words],
+    cwd=ROOT,
+    env={**os.environ, **plain},
+    capture_output=True,
+    check=False,
+  )
+  assert done.returncode == 0 and b"\\xa7" in done.stdout, done.stderr

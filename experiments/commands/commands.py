@@ -24,7 +24,7 @@ from experiments.report.claims import is_estimate, verdicts
 from experiments.sweep import halving as halvings
 from experiments.sweep import sweep
 from lm.config.command_line import check_page
-from lm.config.errors import ConfigError
+from lm.config.errors import ConfigError, check_within
 from lm.runs import bucket, rundir
 
 RUN_COLUMNS = {
@@ -117,9 +117,8 @@ def _check_speed(options) -> None:
 
 def _check_workers(options) -> None:
   for key in ("workers", "stack"):
-    value = getattr(options, key)
-    if value is not None and value < 1:
-      raise ConfigError(f"{key}={value}: must be at least 1; leave it out to use what fits")
+    if (value := getattr(options, key)) is not None:
+      check_within(key, value, "[1, 4096]", "4, or leave it out to use what fits")
 
 
 def run(options) -> int:
@@ -339,10 +338,12 @@ def compare(options) -> None:
       print(f"left out: {other} is a file, not a run directory", file=sys.stderr)
   if options.out:
     check_page(options.out)
-  found = [ledgers.read_ledger(root, option="compare").rows for root in roots]
-  for root, rows in zip(roots, found, strict=True):
+  found = []
+  for root in roots:
+    rows = ledgers.read_ledger(root, option="compare").rows
     if not rows:
       raise ConfigError(f"compare={root}: holds no run; name a run directory")
+    found.append(comparing.with_paths(rows, root))
   rows = comparing.with_names(comparing.distinct(list(itertools.chain(*found))))
   result = comparing.compare(rows, options.x, options.smooth)
   if options.out:

@@ -13,7 +13,7 @@ from experiments.launch.wandb_sweep import shared_overrides, varied
 from experiments.sweep.search import Range, parse_range
 from experiments.sweep.sweep import Experiment, Member, Run, resolve_run, run_name
 from lm.config.command_line import once
-from lm.config.errors import ConfigError, first_line, whole_number
+from lm.config.errors import ConfigError, check_within, first_line, whole_number
 
 FILE = "optuna.log"
 
@@ -52,6 +52,7 @@ class Study:
         f"optuna={' '.join(asked)}: must be a number of trials, then key=RANGE; "
         "for example --optuna 20 optim.peak_lr=log:1e-4..1e-2"
       )
+    check_within("optuna", int(count), "[1, 100000]", "20")
     self._optuna, self._n_trials, self._at_once = optuna, int(count), at_once
     self._folder, self._config = folder, experiment.runs[0].config
     self._ranges = once("optuna", map(parse_range, texts)) or _choices(experiment)

@@ -32,6 +32,17 @@ def with_names(rows: Sequence[Mapping]) -> list[Mapping]:
   return [{**r, "name": r["path"]} if names.count(r["name"]) > 1 else r for r in rows]
 
 
+def with_paths(rows: Sequence[Mapping], root: str) -> list[Mapping]:
+  """The rows of a root; those of a ledger file, which has no paths, get some by its name and theirs."""
+  names = [row["name"] for row in rows]
+  found = []
+  for i, row in enumerate(rows):
+    again = names[:i].count(row["name"])
+    place = f"{root}: {row['name']}" + (f" ({again + 1})" if again else "")
+    found.append({"path": place, **row})
+  return found
+
+
 def distinct(rows: Sequence[Mapping]) -> list[Mapping]:
   """The rows without those of a run directory that is there already, under whatever spelling."""
   found: dict[object, Mapping] = {}

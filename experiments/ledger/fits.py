@@ -50,7 +50,7 @@ OPTION_OF = {
 }  # fmt: skip
 # what a number may be, and one that is
 RANGES = {
-  "n_boot": ("[0, inf)", "1000"), "starts": ("[1, inf)", "256"), "confidence": ("(0, 1)", "0.95"),
+  "n_boot": ("[0, 1000000]", "1000"), "starts": ("[1, 1000000]", "256"), "confidence": ("(0, 1)", "0.95"),
   "delta": ("(0, inf)", "1e-3"), "drop_highest": ("[0, inf)", "5"), "drop_beyond": ("(0, inf)", "5"),
   "min_flops": ("(0, inf)", "1e18"), "holdout": ("(0, inf)", "1e21"), "within": ("(1, inf)", "4"),
   "near_optimal": ("(0, inf)", "0.01"), "init_loss": ("(0, inf)", "10.4"), "seed": ("[0, 2147483647]", "0"),

@@ -18,6 +18,8 @@ from experiments.ledger.rows import (
   ROW_KEYS,
   binned,
   file_system,
+  is_number,
+  no_number,
   read_folder,
   run_folders,
 )
@@ -255,7 +257,7 @@ def _export(ledger: Ledger, path: str) -> None:
   if ending == ".jsonl":
     _write_jsonl(ledger, path)
   elif ending == ".csv":
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
       writer = csv.DictWriter(file, keys, lineterminator="\n")
       writer.writeheader()
       writer.writerows(flat)
@@ -286,7 +288,7 @@ def load_ledger(path: str, option: str = "ledger") -> Ledger:
     shared = lines[0]["shared"]
     rows = tuple({**shared, **row} for row in lines[1:])
     if not all(map(_is_row, rows)):
-      raise TypeError("rows have a name and a status, and curves columns of equal length")
+      raise TypeError("rows have a name, a status and numbers, and curves columns of equal length")
   except (
     ValueError,
     KeyError,
@@ -304,8 +306,10 @@ def _is_row(row: dict) -> bool:
   """Whether a ledger's row has what every row has."""
   curve = row.get("curve", {})
   has_columns = isinstance(curve, dict) and all(isinstance(v, list) for v in curve.values())
-  named = isinstance(row["name"], str) and isinstance(row["status"], str)
-  return named and has_columns and len({len(v) for v in curve.values()}) < 2
+  if not has_columns or len({len(v) for v in curve.values()}) > 1 or no_number(row):
+    return False
+  of_numbers = all(is_number(v) for values in curve.values() for v in values)
+  return isinstance(row["name"], str) and isinstance(row["status"], str) and of_numbers
 
 
 def _write_jsonl(ledger: Ledger, path: str) -> None:

@@ -62,6 +62,12 @@ ROW_KEYS = {
   "tokenizer_fingerprint": "of the tokenizer",
   "curve": "binned record, as `binned` makes it: {step, tokens, ..., train/loss, train/loss:min: lists}",
 }
+NUMBERS = (
+  "n_params", "n_params_non_embedding", "n_tokens", "tokens_per_param", "flops", "unique_tokens",
+  "score", "loss", "bpb", "step", "steps", "lr", "tokens_per_sec", "seconds", "started", "n_devices",
+  "trunk_step",
+)  # fmt: skip
+METRICS = ("eval/", "train/", "flops_")  # beginnings of keys that hold numbers, too
 CURVE_BINS = 512  # of a run's record in a ledger that is read
 EXPORTED_BINS = 160  # of one in a ledger file
 AXES = ("step", "tokens", "flops", "seconds")
@@ -189,15 +195,22 @@ def file_system(root: str):
     ) from None
 
 
-def run_folders(fs, path: str) -> Iterable[str]:
-  """Run directories at or below `path`, sorted; nothing inside one is searched."""
+def run_folders(fs, path: str, above: tuple[str, ...] = ()) -> Iterable[str]:
+  """Run directories at or below `path`, sorted; nothing inside one is searched, nor a link back up."""
+  if "file" in (fs.protocol if isinstance(fs.protocol, tuple | list) else (fs.protocol,)):
+    real = os.path.realpath(path)
+    if real in above:
+      return
+    above = (*above, real)
   entries = {posixpath.basename(e["name"].rstrip("/")): e for e in fs.ls(path, detail=True)}
   if "config.json" in entries or "run.json" in entries or "launch.json" in entries:
     yield path
     return
   for name in sorted(entries, key=natural):
-    if entries[name]["type"] == "directory" and not name.startswith("."):
-      yield from run_folders(fs, f"{path.rstrip('/')}/{name}")
+    entry, inside = entries[name], f"{path.rstrip('/')}/{name}"
+    is_folder = entry["type"] == "directory" or (entry.get("islink") and fs.isdir(inside))
+    if is_folder and not name.startswith("."):
+      yield from run_folders(fs, inside, above)
 
 
 def natural(name: str) -> list:
@@ -239,10 +252,28 @@ class Tails:
       del self._held[path]
 
 
+def no_number(row: Mapping) -> str | None:
+  """The first of a row's keys that should hold a number or None and does not, with its value, in words."""
+  for key, value in row.items():
+    if (key in NUMBERS or key.startswith(METRICS)) and not is_number(value):
+      return f"{key}={str(value)[:60]} is no number"
+  return None
+
+
+def is_number(value: object) -> bool:
+  """Whether it is a number that a float holds, NaN and infinity among them, or None."""
+  if value is None or isinstance(value, float):
+    return True
+  return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1e308
+
+
 def read_folder(fs, path: str, name: str, curves: bool, tails: Tails | None = None) -> dict:
   """The row of a run directory in a file system; status "unreadable" where its files are broken."""
   try:
-    return _read(fs, path, name, curves, tails)
+    row = _read(fs, path, name, curves, tails)
+    if odd := no_number(row):
+      raise ValueError(odd)
+    return row
   except _Damaged as error:
     reason = f"{error}; mend it, or delete the run directory and train it again"
   except OSError as error:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from experiments.sweep.search import check_key, parse_axis
 from experiments.sweep.sweep import DEFAULT_CONFIG, Experiment, Run, make_experiment
-from lm.config.errors import ConfigError
+from lm.config.errors import ConfigError, check_within
 from lm.config.schema import BUDGETS
 
 NAMED = re.compile(r"(?P<recipe>[\w.+-]+)@(?P<rung>\d+),seed=(?P<seed>\d+)(,.*)?")
@@ -164,8 +164,7 @@ def from_words(spec: Mapping, name: str) -> Experiment:
       f"race={said}: needs two recipes and a ladder, or the name of a race saved earlier; for example "
       "race 'adamw:' 'muon: optim.name=muon' --budgets train.steps=100,200,400"
     )
-  if spec["seeds"] < 1:
-    raise ConfigError(f"seeds={spec['seeds']}: must be at least 1; use 3")
+  check_within("seeds", spec["seeds"], "[1, 1000]", "3")
   rungs = read_rungs(spec["budgets"], spec["rungs"])
   made = runs(recipes, rungs, range(spec["seeds"]))
   return make_experiment(

@@ -108,7 +108,7 @@ def write_board(rows: Ledger, out: str) -> pathlib.Path:
   """Writes the page; it holds all that it shows. Returns its path."""
   path = pathlib.Path(out)
   path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(board_page(rows, live=None), encoding="utf-8")
+  path.write_text(board_page(rows, live=None), encoding="utf-8", errors="backslashreplace")
   return path
 
 
@@ -165,7 +165,7 @@ def make_server(reader: FolderReader, port: int) -> http.server.ThreadingHTTPSer
         self.send_error(404)
 
     def _answer(self, kind: str, text: str):
-      body = text.encode()
+      body = text.encode(errors="backslashreplace")
       self.send_response(200)
       self.send_header("Content-Type", kind)
       self.send_header("Content-Length", str(len(body)))

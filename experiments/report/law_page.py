@@ -72,5 +72,5 @@ def write_law_page(
     f"{title}: law", body, data, SCRIPTS, (HERE / "law_page.css").read_text()
   )
   path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(page, encoding="utf-8")
+  path.write_text(page, encoding="utf-8", errors="backslashreplace")
   return path

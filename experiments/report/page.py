@@ -226,7 +226,9 @@ class Page:
     scripts = "\n".join([*self._charts, f"<script>{EMBED}</script>"])
     style = (HERE / "page.css").read_text(encoding="utf-8")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(layout(title, body, scripts, style), encoding="utf-8")
+    path.write_text(
+      layout(title, body, scripts, style), encoding="utf-8", errors="backslashreplace"
+    )
     return path
 
 

@@ -48,6 +48,11 @@ class Halving:
       raise ConfigError(f"halving={self.eta}:{self.rungs}: eta must be at least 2; use 3")
     if self.rungs < 2:
       raise ConfigError(f"halving={self.eta}:{self.rungs}: needs at least 2 rungs; use 3")
+    if max(self.eta, self.rungs) > 1000 or self.eta**self.rungs > 10**12:
+      raise ConfigError(
+        f"halving={self.eta}:{self.rungs}: its shortest runs have {self.eta} ** -{self.rungs - 1} of the "
+        "budget, which is no step; use 3:3"
+      )
 
 
 def parse_halving(text: str) -> Halving:

@@ -23,10 +23,11 @@ from experiments.sweep.sweep import (
   run_name,
 )
 from lm.config.command_line import once
-from lm.config.errors import ConfigError, suggest, whole_number
+from lm.config.errors import ConfigError, check_within, suggest, whole_number
 from lm.setup.load import known_keys
 
 LEAST_WEIGHT = 1e-3  # of a drawn mixture: a run takes no weight of 0
+MOST_RUNS = 100_000  # of a sweep: more make no sense, and fill the memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +130,7 @@ def parse_dirichlet(words: Sequence[str], seed: int) -> list[dict[str, object]]:
       f"dirichlet={' '.join(words)}: must be a number of mixtures, then data.weights= and the number of "
       "sources or a share for each; for example --dirichlet 64 data.weights=0.5,0.3,0.2"
     )
+  check_within("dirichlet", int(count), f"[0, {MOST_RUNS}]", "64")
   draws = dirichlet(int(count), base, seed)
   return [{key: ",".join(f"{w:g}" for w in draw)} for draw in draws]
 
@@ -237,6 +239,7 @@ def sweep_from_text(
         f"random={' '.join(random)}: must be a number of draws, then key=RANGE; "
         "for example --random 20 optim.peak_lr=log:1e-4..1e-2"
       )
+    check_within("random", int(count), f"[0, {MOST_RUNS}]", "20")
     ranges = once("random", map(parse_range, texts))
     twice = [key for key in ranges if key in axes or key in fixed]
     if twice:
@@ -257,6 +260,7 @@ def sweep_from_text(
   else:
     digest = hashlib.sha256(json.dumps(spec).encode()).hexdigest()[:6]
     name = f"{pathlib.Path(config.replace('.py', '').replace(':', '-')).name}-{digest}"
+  check_within("runs", math.prod(map(len, parts)), f"[0, {MOST_RUNS}]", "a smaller grid")
   runs = [Run(run_name(setting), {**fixed, **setting}, config) for setting in product(*parts)]
   return make_experiment(name, runs, halving=halving and parse_halving(halving))
 

@@ -13,7 +13,6 @@ is loaded: they save bytes on disk, while heads and factors also save arithmetic
 """
 
 import json
-import pathlib
 import re
 from collections.abc import Sequence
 
@@ -74,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
   )
   rows = compact_run(
     bucket.local(options.workdir),
-    pathlib.Path(options.to),
+    bucket.checked_path("to", options.to),
     options.checkpoint,
     asked,
     options.data,

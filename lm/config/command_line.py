@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import io
 import json
 import pathlib
 import sys
@@ -110,8 +111,12 @@ def check_page(out: str | None) -> None:
 def run_main(main: Callable[[Sequence[str]], int | None]) -> None:
   """Runs a program's main: a ConfigError becomes its one line on stderr and exit code 2.
 
-  So does a file that cannot be read or written, which is named.
+  So does a file that cannot be read or written, which is named. What a terminal cannot show (without
+  UTF-8, as with LC_ALL=C, or names of files that are none) is written as its number.
   """
+  for stream in (sys.stdout, sys.stderr):
+    if isinstance(stream, io.TextIOWrapper):
+      stream.reconfigure(errors="backslashreplace")
   try:
     sys.exit(main(sys.argv[1:]))
   except ConfigError as error:

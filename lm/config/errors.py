@@ -9,11 +9,13 @@ from collections.abc import Iterable
 class ConfigError(ValueError):
   """Bad input, worded `key=value: the rule; the remedy`. Programs print it and exit with code 2.
 
-  Ends of lines inside a value are shown as \\n, so that the message is one line.
+  Ends of lines inside a value are shown as \\n, so that the message is one line, and other control characters
+  as their numbers, so that no value moves a terminal's cursor.
   """
 
   def __init__(self, text: object = ""):
-    super().__init__("\\n".join(str(text).splitlines()))
+    line = "\\n".join(str(text).splitlines())
+    super().__init__(re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda c: ascii(c[0])[1:-1], line))
 
 
 def first_line(error: BaseException) -> str:

@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
   give.add_argument("--type", help="model_type; default: that of its import, else what fits")
   give.add_argument("--dtype", default="float32", choices=DTYPES, help="of the weights")
   options = parser.parse_args(argv)
-  workdir = pathlib.Path(options.workdir)
+  workdir = bucket.checked_path("workdir", options.workdir)
   if options.verb == "import":
     tokenizer = None if options.tokenizer is None else pathlib.Path(options.tokenizer)
     cfg = import_run(pathlib.Path(options.source), workdir, options.config, tokenizer)
@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
     elif hasattr(make_model(cfg.model), "bidirectional"):
       print(f'try: python -m lm.embed --workdir {place} --text "A sentence" --text "Another one"')
   else:
-    folder = pathlib.Path(options.folder)
+    folder = bucket.checked_path("to", options.folder)
     names = export_run(
       bucket.local(options.workdir), folder, options.checkpoint, options.type, options.dtype
     )

@@ -45,10 +45,11 @@ def local(workdir: str) -> pathlib.Path:
   """The folder to work in: the path itself, or a local copy of what a bucket's address holds.
 
   Raises:
-    ConfigError: an address of a kind without its package, one that cannot be read, several processes.
+    ConfigError: an address of a kind without its package, one that cannot be read, several processes, a path
+      that is no text.
   """
   if "://" not in workdir:
-    return pathlib.Path(workdir)
+    return checked_path("workdir", workdir)
   kind = workdir.partition("://")[0]
   fs, path = _open("workdir", workdir)
   if not processes.is_alone():
@@ -70,6 +71,19 @@ def local(workdir: str) -> pathlib.Path:
   _buckets[folder] = bucket
   atexit.register(bucket.forget)
   return folder
+
+
+def checked_path(key: str, text: str) -> pathlib.Path:
+  """The path; ConfigError for one that is no text in UTF-8, or none here, as libraries cannot write there."""
+  try:
+    os.fsencode(str(pathlib.Path(text).resolve())).decode("utf-8")
+    text.encode("utf-8")
+  except ValueError:  # UnicodeError is one, and what a zero byte raises
+    raise ConfigError(
+      f"{key}={text!a}: is no text in UTF-8; choose another name, or set PYTHONUTF8=1 where the "
+      "locale has no UTF-8"
+    ) from None
+  return pathlib.Path(text)
 
 
 def check_writable(workdir: pathlib.Path) -> None:
