@@ -173,6 +173,30 @@ def test_the_code_of_a_commit_travels_and_changes_only_if_asked(tmp_path):
     assert (there / "isoflop" / "new.bin").read_bytes() == bytes(range(256))
 
 
+def test_machines_install_what_the_constraints_pin():
+  lines = code.install("tpu", "gs://bucket/runs")
+  assert (code.REPO / code.CONSTRAINTS).exists() and code.PYTHON.replace(
+    ".", ""
+  ) in code.CONSTRAINTS
+  assert f"-c {code.CONSTRAINTS} -r requirements.txt" in lines[-1]
+  pinned = (code.REPO / code.CONSTRAINTS).read_text()
+  assert "\njax==" in pinned and "\ngcsfs==" in pinned
+
+
+@pytest.mark.parametrize("on", [skypilot, jobset, gcloud])
+def test_a_dry_run_names_the_runs_and_ends_with_what_all_of_them_cost(on, committed):
+  members = [member(Run(f"s{i}", {"seed": i}, SMOKE)) for i in range(5)]
+  words = {"chip": "v5e"} | ({"zone": "us-east5-a"} if on is gcloud else {})
+  text = on.make(asked(**words), members).dry_run(members)
+  each = accelerators.place(members[:1], "v5e", None).dollars
+  assert text.splitlines()[-1].startswith("# in all: 5 jobs, ")
+  assert f"about {5 * each:,.2f} USD at list price" in text.splitlines()[-1]
+  assert all(f"s{i}" in text for i in range(5))
+  free = jobset.make(asked(chip="tpu7x"), members).dry_run(members)
+  assert free.splitlines()[-1].endswith("no list price is published")
+  assert on.make(asked(**words), members).dry_run([]) == "nothing to do"
+
+
 # ---- SkyPilot ------------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from experiments.launch import code as codes
 from experiments.launch import jobs as jobs_
+from experiments.launch.accelerators import Placement
 from experiments.launch.jobs import Asked, BackEnd, Job, State, Ticket, train_command
 from experiments.launch.stacks import stack_groups
 from experiments.ledger.rows import read_row
@@ -111,6 +112,25 @@ def _config_there(member: Member) -> str:
 def script_lines(job: Job) -> str:
   """The job's command as a line of shell."""
   return shlex.join(job.command)
+
+
+def quote(job: Job, placed: Placement) -> str:
+  """A job's line above what is created for it: its runs, and where, how long, how dear."""
+  names = [m.name for m in job.members]
+  more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+  return f"# {', '.join(names[:3])}{more}: {placed.words}"
+
+
+def bill(placed: Sequence[Placement]) -> str:
+  """The last line of a dry run: what all jobs cost together; "" where there are no jobs."""
+  if not placed:
+    return ""
+  hours = sum(p.seconds for p in placed) / 3600
+  dollars = [p.dollars for p in placed]
+  known = [d for d in dollars if d is not None]
+  price = f"about {sum(known):,.2f} USD at list price" if known else "no list price is published"
+  jobs = f"{len(placed)} job{'s' if len(placed) > 1 else ''}"
+  return f"# in all: {jobs}, {hours:,.2f} h one after another, {price}"
 
 
 def submit_missing(

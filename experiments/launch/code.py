@@ -11,6 +11,10 @@ from lm.config.errors import ConfigError
 
 # package of fsspec's file system for a kind of bucket
 STORES = {"gs": "gcsfs", "s3": "s3fs", "r2": "s3fs", "az": "adlfs", "memory": "fsspec"}
+PYTHON = "3.12"  # of the machines
+CONSTRAINTS = (
+  "constraints-py312.txt"  # that pin its packages, so that two machines compute the same bits
+)
 
 
 class Code(NamedTuple):
@@ -65,14 +69,13 @@ def unpack(code: Code, folder: str = "isoflop") -> list[str]:
 
 
 def install(extra: str, folder: str) -> list[str]:
-  """Shell lines that make a virtual environment: requirements, jax's extra, the bucket's file system."""
+  """Shell lines that make a virtual environment, all pinned: requirements, jax's extra, a file system."""
   store = STORES[folder.partition("://")[0]]
-  constraints = " -c constraints.txt" if (REPO / "constraints.txt").exists() else ""
   return [
     "python3 -m pip install --quiet --user uv",
-    "python3 -m uv venv --quiet --allow-existing --python 3.12 .venv",
-    "python3 -m uv pip install --quiet --python .venv -r requirements.txt "
-    f'"jax[{extra}]" {store}{constraints}',
+    f"python3 -m uv venv --quiet --allow-existing --python {PYTHON} .venv",
+    f"python3 -m uv pip install --quiet --python .venv -c {CONSTRAINTS} -r requirements.txt "
+    f'"jax[{extra}]" {store}',
   ]
 
 

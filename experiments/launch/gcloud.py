@@ -215,9 +215,11 @@ class Gcloud:
     code = codes.Code(
       codes.check(jobs_.read_switch(self._words, "patch")), self.folder / "code.bundle", None
     )
-    files = self.files(self.jobs(members), code)
+    jobs = self.jobs(members)
+    files = self.files(jobs, code)
     parts = [f"# ==> {self.folder / name}\n{content}" for name, content in files.items()]
-    return "\n".join(parts) or "nothing to do"
+    bill = "" if self.vms else cloud.bill([self.place(job) for job in jobs])
+    return "\n".join(parts + [bill] * bool(bill)) or "nothing to do"
 
   def files(self, jobs: Sequence[Job], code: codes.Code) -> dict[str, str]:
     """{name: content} of every script, and of the lists of stacks."""

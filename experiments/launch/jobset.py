@@ -96,11 +96,13 @@ class JobSet:
   def dry_run(self, members: Sequence[Member]) -> str:
     commit = codes.check(jobs_.read_switch(self._words, "patch"))
     code = codes.Code(commit, self.folder / "code.bundle", None)
-    parts = []
-    for job in self.jobs(members):
-      placement = self.place(job)
-      parts.append(f"# {placement.words}\n" + as_yaml(self.manifest(job, placement, code)))
-    return "---\n".join(parts) or "nothing to do"
+    jobs = self.jobs(members)
+    placed = [self.place(job) for job in jobs]
+    parts = [
+      f"{cloud.quote(job, where)}\n" + as_yaml(self.manifest(job, where, code))
+      for job, where in zip(jobs, placed, strict=True)
+    ]
+    return "---\n".join(parts) + cloud.bill(placed) or "nothing to do"
 
   def manifest(self, job: Job, placement: Placement, code: codes.Code) -> dict[str, object]:
     """The JobSet, ready to be written as YAML."""

@@ -90,11 +90,13 @@ class SkyPilot:
     commit = codes.check(jobs_.read_switch(self._words, "patch"))
     folder = cloud.local_folder(self.asked, self.name)
     code = codes.Code(commit, folder / "code.bundle", None)
-    parts = []
-    for job in self.jobs(members):
-      placement = self.place(job)
-      parts.append(f"# {placement.words}\n" + as_yaml(self.task(job, placement, code, folder)))
-    return "---\n".join(parts) or "nothing to do"
+    jobs = self.jobs(members)
+    placed = [self.place(job) for job in jobs]
+    parts = [
+      f"{cloud.quote(job, where)}\n" + as_yaml(self.task(job, where, code, folder))
+      for job, where in zip(jobs, placed, strict=True)
+    ]
+    return "---\n".join(parts) + cloud.bill(placed) or "nothing to do"
 
   def task(
     self, job: Job, placement: Placement, code: codes.Code, folder: pathlib.Path
