@@ -357,6 +357,8 @@ def test_advice_can_be_pasted(tmp_path):
 
 def test_compare_takes_everything_in_a_folder_and_names_what_is_no_run(swept, tmp_path, capsys):
   write_json(tmp_path / "s" / "sweep.json", {})
+  for beside in ("report_figures", "stacks", "wandb"):  # what reports and stacks leave there
+    (tmp_path / "s" / beside).mkdir()
   run_command("compare", *map(str, sorted((tmp_path / "s").iterdir())), "--json")
   out, err = capsys.readouterr()
   assert len(json.loads(out)["runs"]) == 3

@@ -336,6 +336,8 @@ def compare(options) -> None:
     roots = [r for r in roots if r not in others]
     for other in others:
       print(f"left out: {other} is a file, not a run directory", file=sys.stderr)
+    beside = [r for r in roots if pathlib.Path(r).is_dir() and is_beside_runs(pathlib.Path(r).name)]
+    roots = [r for r in roots if r not in beside]
   if options.out:
     check_page(options.out)
   found = []
@@ -354,6 +356,11 @@ def compare(options) -> None:
     print_json(result)
     return
   tables.show_comparison(result, options.x)
+
+
+def is_beside_runs(name: str) -> bool:
+  """Whether an experiment's folder has a folder of that name beside its runs."""
+  return name.endswith("_figures") or name in ("stacks", "wandb", "slurm")
 
 
 def show(options) -> None:
