@@ -262,6 +262,19 @@ def test_mixed_data_is_called_out_for_the_shown_runs(chromium, root, tmp_path):
   page.close()
 
 
+def test_runs_of_one_budget_begin_with_what_is_swept_as_colour_and_axis(chromium, root, tmp_path):
+  rows = [
+    {**r, "flops": 1e12, "optim.peak_lr": 0.001 * (1 + i % 2)}
+    for i, r in enumerate(read_ledger(str(root)))
+  ]
+  page = chromium.new_page()
+  page.goto(board.write_board(Ledger(tuple(rows)), str(tmp_path / "b.html")).as_uri())
+  varied = page.evaluate("BOARD.shown.filter((k) => k.includes('.'))")
+  assert page.input_value("#color") in varied
+  assert "." in page.input_value("#sx")
+  page.close()
+
+
 def test_the_law_in_the_page_is_what_scipy_finds(chromium, tmp_path):
   rng = np.random.default_rng(3)
   n, d = (10 ** rng.uniform(low, high, 60) for low, high in ((6, 8), (8, 10)))

@@ -92,6 +92,27 @@ def test_ticks_are_few_round_and_inside():
     assert all(float(f"{t:.3g}") == t for t in charts.log_ticks(low, high) if high > 10 * low)
 
 
+def test_labels_of_a_log_axis_do_not_touch():
+  assert charts.log_ticks(9.8e8, 6.6e9) == [1e9, 2e9, 5e9]  # 4, 5 and 6 were one blot
+  for low, high in ((1.0, 7.0), (2e17, 4e18), (1.9, 4.2), (30.0, 200.0)):
+    ticks = charts.log_ticks(low, high)
+    assert len(ticks) >= 2
+    assert all(b / a >= (high / low) ** 0.1 for a, b in itertools.pairwise(ticks))
+
+
+def test_curves_of_one_budget_are_told_apart_by_what_is_swept():
+  curve = {"step": [1, 2], "tokens": [8, 16], "flops": [1.0, 2.0], "train/loss": [3.0, 2.0]}
+  rows = [
+    {"name": f"{rate}-{seed}", "status": "done", "loss": 2.0, "n_tokens": 16, "flops": 2.0,
+     "optim.peak_lr": rate, "seed": seed, "curve": curve}
+    for rate in (0.001, 0.01, 0.1) for seed in (0, 1)
+  ]  # fmt: skip
+  spec = json.dumps(charts.learning_curves(rows, 0.0).to_dict())
+  assert '"title": "optim.peak_lr"' in spec and '"domain": ["0.001", "0.01", "0.1"]' in spec
+  several = [{**r, "flops": r["optim.peak_lr"]} for r in rows]
+  assert '"field": "setting"' not in json.dumps(charts.learning_curves(several, 0.0).to_dict())
+
+
 def test_an_axis_holds_every_value_and_names_every_tick():
   axis = charts.make_axis([3e17, 2e19, math.nan, None], "compute C (FLOPs)")
   assert axis.domain[0] < 3e17 and axis.domain[1] > 2e19

@@ -185,7 +185,8 @@ def train(options, experiment: sweep.Experiment, quiet: bool = False) -> int:
     if options.optuna:
       experiment = select_begun(options)
     ledger = rows_of(experiment, options.root)
-    page = reports.write_report(experiment, ledger, str(folder / "report.html"))
+    command = reports.sweep_command(folder / "sweep.json")
+    page = reports.write_report(experiment, ledger, str(folder / "report.html"), command=command)
     mirror.mirror_report(experiment, ledger, page)
   if quiet:
     pass

@@ -544,9 +544,12 @@ function fillControls() {
   const metrics = keys.filter((k) => !(k in AXES)), numeric = columns().filter(isNumber);
   options("x", [...Object.keys(AXES).filter((k) => keys.includes(k)), ...metrics], ["tokens"]);
   options("y", metrics, ["train/loss", "eval/val/loss"]);
-  options("sx", numeric, ["flops", "n_params"]);
+  // What differs between runs, seeds aside, comes first: all of one budget would be one colour and one column.
+  const differs = (key) => new Set(BOARD.rows.map((r) => r[key]).filter(known)).size > 1;
+  const swept = BOARD.shown.filter((k) => k.includes(".") && differs(k));
+  options("sx", numeric, [...["flops", "n_params"].filter(differs), ...swept, "flops"]);
   options("sy", numeric, ["loss", "train/loss"]);
-  options("color", ["", ...columns()], ["flops", "status"]);
+  options("color", ["", ...columns()], [...["flops"].filter(differs), ...swept, "flops", "status"]);
   const boxes = columns().map((key) => {
     const label = document.createElement("label"), box = document.createElement("input");
     box.type = "checkbox";

@@ -8,6 +8,7 @@ printing. Ticks and their labels are computed here, because Vega's log axes are 
 import csv
 import dataclasses
 import io
+import itertools
 import json
 import math
 import pathlib
@@ -16,7 +17,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import altair as alt
 import numpy as np
 
-from experiments.ledger.compare import smooth
+from experiments.ledger.compare import SEEDS, smooth
+from experiments.ledger.ledger import Ledger
 from experiments.ledger.rows import binned, natural
 from experiments.report.formats import alike, power, short
 from experiments.report.judged import Judge, curve_metric, judge_of
@@ -54,6 +56,8 @@ def log_ticks(low: float, high: float, most: int = 6) -> list[float]:
   for mantissas in ((1, 2, 3, 4, 5, 6, 8), (1, 2, 5), (1, 3), (1,)):
     found = [float(f"{m}e{d}") for d in range(first, last + 1) for m in mantissas]
     found = [value for value in found if low <= value <= high]
+    if any(b < a * (high / low) ** 0.1 for a, b in itertools.pairwise(found)):
+      continue  # their labels would touch
     if 3 <= len(found) <= most or (len(found) == 2 and len(mantissas) < 3):
       return found
   if high < 10 * low:
@@ -309,16 +313,34 @@ def _positive_points(curve: Mapping, x: str, y: str) -> np.ndarray:
 
 
 def _named(chart: alt.Chart, rows: Sequence[Mapping]) -> alt.Chart:
-  """Gives points of a `curve_table` the name, compute and fate of their runs."""
+  """Gives points of a `curve_table` the name, compute, fate and setting of their runs."""
   runs = [
-    {"run": i, "name": row["name"], "flops": row.get("flops"), "status": row["status"]}
+    {"run": i, **{k: row.get(k) for k in ("name", "flops", "status", "setting")}}
     for i, row in enumerate(rows)
   ]
-  source = alt.LookupData(data=data(runs), key="run", fields=["name", "flops", "status"])
+  source = alt.LookupData(data=data(runs), key="run", fields=["name", "flops", "status", "setting"])
   # what is looked up comes as text
   return chart.transform_lookup(lookup="run", from_=source).transform_calculate(
     flops="toNumber(datum.flops)"
   )
+
+
+def _told_apart(rows: Sequence[Mapping]) -> tuple[list[dict], alt.Color]:
+  """(rows with their "setting", the colour of their curves).
+
+  Runs of several budgets are coloured by compute; those of one by the key that has most values among
+  them, seeds aside.
+  """
+  budgets = {_rounded(float(r["flops"])) for r in rows if r.get("flops")}
+  varied = [k for k in Ledger(tuple(rows)).varied() if k not in SEEDS] if len(budgets) < 2 else []
+  if not varied:
+    return [dict(r) for r in rows], by_compute([r.get("flops") for r in rows])
+  key = max(varied, key=lambda k: len({_word(r, k) for r in rows}))
+  shown = [{**r, "setting": _word(r, key)} for r in rows]
+  order = sorted({r["setting"] for r in shown}, key=natural)
+  scale = alt.Scale(domain=order, range=compute_colors(len(order)))
+  legend = alt.Legend(title=key, titleLimit=200, symbolType="stroke", symbolOpacity=1)
+  return shown, alt.Color("setting:N", scale=scale, legend=legend if len(order) <= 12 else None)
 
 
 def learning_curves(rows: Sequence[Mapping], width: float):
@@ -328,6 +350,7 @@ def learning_curves(rows: Sequence[Mapping], width: float):
   """
   judge = judge_of(rows)
   metric = curve_metric(rows, judge)
+  rows, color = _told_apart(rows)
   ended = [r for r in rows if all(r.get(k) for k in (judge.key, "n_tokens", "flops"))]
   panels = []
   for letter, x, end in (("a", "tokens", "n_tokens"), ("b", "flops", "flops")):
@@ -335,13 +358,13 @@ def learning_curves(rows: Sequence[Mapping], width: float):
     if not lines:
       return None
     dots = [
-      {"name": r["name"], "x": r[end], "loss": r[judge.key], "flops": r["flops"]} for r in ended
+      {"x": r[end], "loss": r[judge.key], **{k: r.get(k) for k in ("name", "flops", "setting")}}
+      for r in ended
     ]
     title = "loss (nats/token)" if metric == "train/loss" else metric.removeprefix("train/")
     title = title if letter == "a" else None
     ys = make_axis([p["loss"] for p in (*lines, *dots)], title)
     xs = make_axis([p["x"] for p in (*lines, *dots)], TITLES[x])
-    color = by_compute([r.get("flops") for r in rows])
     dashed = alt.condition("datum.status == 'failed'", alt.value([3, 2]), alt.value([1, 0]))
     drawn = _named(alt.Chart(data(lines)).mark_line(strokeWidth=1.1, strokeOpacity=0.85), rows).encode(
       xs.x("x"), ys.y("loss"), color, detail="run:N", tooltip=tips("name", "loss", "flops"),
