@@ -264,7 +264,7 @@ def test_mixed_data_is_called_out_for_the_shown_runs(chromium, root, tmp_path):
 
 def test_runs_of_one_budget_begin_with_what_is_swept_as_colour_and_axis(chromium, root, tmp_path):
   rows = [
-    {**r, "flops": 1e12, "optim.peak_lr": 0.001 * (1 + i % 2)}
+    {**r, "flops": 1e12, "n_params": 7, "optim.peak_lr": 0.001 * (1 + i % 2)}
     for i, r in enumerate(read_ledger(str(root)))
   ]
   page = chromium.new_page()

@@ -13,6 +13,7 @@ import json
 import math
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import altair as alt
 import numpy as np
@@ -357,7 +358,7 @@ def learning_curves(rows: Sequence[Mapping], width: float):
     lines = curve_table(rows, x, metric, width)
     if not lines:
       return None
-    dots = [
+    dots: list[dict[str, Any]] = [
       {"x": r[end], "loss": r[judge.key], **{k: r.get(k) for k in ("name", "flops", "setting")}}
       for r in ended
     ]
