@@ -333,9 +333,10 @@ def _told_apart(rows: Sequence[Mapping]) -> tuple[list[dict], alt.Color]:
   them, seeds aside.
   """
   budgets = {_rounded(float(r["flops"])) for r in rows if r.get("flops")}
-  varied = [k for k in Ledger(tuple(rows)).varied() if k not in SEEDS] if len(budgets) < 2 else []
+  ledger = Ledger(tuple(dict(r) for r in rows))
+  varied = [k for k in ledger.varied() if k not in SEEDS] if len(budgets) < 2 else []
   if not varied:
-    return [dict(r) for r in rows], by_compute([r.get("flops") for r in rows])
+    return list(ledger), by_compute([r.get("flops") for r in rows])
   key = max(varied, key=lambda k: len({_word(r, k) for r in rows}))
   shown = [{**r, "setting": _word(r, key)} for r in rows]
   order = sorted({r["setting"] for r in shown}, key=natural)
