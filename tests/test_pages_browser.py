@@ -145,6 +145,10 @@ def test_a_table_that_carries_no_law_is_refused_in_one_line(tmp_path):
   with pytest.raises(ConfigError) as error:
     foreign.write_csv_report(str(tmp_path / "few.csv"), str(tmp_path / "p.html"), {}, n_boot=0)
   assert "No parametric law" in str(error.value) and "\n" not in str(error.value)
+  (tmp_path / "two.csv").write_text("params,tokens,loss_a,loss_b\n1e6,1e8,3,4\n2e6,1e8,2.9,3.9\n")
+  with pytest.raises(ConfigError) as error:
+    foreign.write_csv_report(str(tmp_path / "two.csv"), str(tmp_path / "p.html"), {}, n_boot=0)
+  assert str(error.value).count("look like it") == 1  # said once, though slices and law both ask
   with pytest.raises(ConfigError, match=r"holds no run-\*.wandb file"):
     foreign.write_wandb_report(str(tmp_path), str(tmp_path / "p.html"), {})
 

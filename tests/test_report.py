@@ -2,6 +2,7 @@
 
 import collections
 import csv
+import dataclasses
 import doctest
 import itertools
 import json
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 
 from experiments import laws
+from experiments.laws import result
 from experiments.ledger import rows
 from experiments.ledger.ledger import Ledger, read_ledger
 from experiments.ledger.refresh import FolderReader
@@ -98,6 +100,19 @@ def test_labels_of_a_log_axis_do_not_touch():
     ticks = charts.log_ticks(low, high)
     assert len(ticks) >= 2
     assert all(b / a >= (high / low) ** 0.1 for a, b in itertools.pairwise(ticks))
+
+
+def test_a_fit_has_the_figure_of_its_report_in_a_notebook(fits):
+  slices, law = fits
+  for fit, title in ((slices, "parameters N"), (law, "training tokens D")):
+    chart = fit.plot()
+    assert title in json.dumps(chart.to_dict()) and hasattr(chart, "_repr_mimebundle_")
+  of_compute = dataclasses.replace(law, table=law.table.take(law.table.columns["loss"] > 0, ""))
+  del of_compute.table.columns["n_tokens"]
+  spec = json.dumps(of_compute.plot().to_dict())
+  assert "predicted loss" in spec and len(law.table.columns["loss"]) == 28
+  with pytest.raises(ConfigError, match=r"plot=Other: has no figure; print its summary\(\)"):
+    type("Other", (result.Result,), {})().plot()
 
 
 def test_curves_of_one_budget_are_told_apart_by_what_is_swept():

@@ -2,6 +2,7 @@
 
 found = laws.fit("runs.csv", "chinchilla")  # a path, a DataFrame or columns; found.to_dict() for JSON
 print(found.summary())
+found.plot()  # an altair chart
 """
 
 from experiments.laws.chain import ChainFit, chain_fit

@@ -1,6 +1,7 @@
 """What a fit gives back: estimates with intervals, the state of the solver, a text table and JSON."""
 
 import dataclasses
+import importlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -90,7 +91,14 @@ class Estimate:
 
 
 class Result:
-  """What every result can do: `to_dict()`, `to_json()` (the same), a short repr, `[name]`."""
+  """What every result can do: `to_dict()`, `to_json()` (the same), a short repr, `[name]`, `plot()`."""
+
+  def plot(self):
+    """An altair chart, which a notebook displays by itself; `plot().save("law.html")` writes it.
+
+    Figures are the room report's; it is loaded when one is asked for, so that laws stay usable alone.
+    """
+    return importlib.import_module("experiments.report.plots").plot(self)
 
   def to_dict(self) -> dict:
     """Plain dicts, lists and numbers, fit for JSON."""

@@ -86,7 +86,8 @@ def write_csv_report(
     table = fits.read_csv(path, names, where, scale, decimal, settings)
     results, reasons = analyse_table(table, steps, law, counts, **settings)
     if not fits.has_laws(results):
-      raise ConfigError(f"csv={path}: {'; '.join(reasons)}")
+      said = list(dict.fromkeys(reason.partition(": ")[2] for reason in reasons))
+      raise ConfigError(f"csv={path}: {said[0] if len(said) == 1 else '; '.join(reasons)}")
     page = Page(report.clean_figures(page_path), steps)
     page.answer(answers.of_laws(results))
     page.section("Findings")

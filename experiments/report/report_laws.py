@@ -7,7 +7,7 @@ import numpy as np
 from experiments.laws import LawFit, SideBySide
 from experiments.laws.conventions import shared_estimates
 from experiments.laws.isoflop import IsoFlopFit
-from experiments.report import law_charts, law_tables
+from experiments.report import law_charts, law_tables, plots
 from experiments.report.formats import (
   count,
   estimate,
@@ -40,7 +40,6 @@ DRAWN = {
   "cubic": "cubics",
   "akima": "Akima splines",
 }
-HIGHEST = 1.5  # runs above this multiple of the largest minimum are not drawn with the slices
 
 
 def add_sections(page: Page, results: Mapping) -> None:
@@ -107,7 +106,7 @@ def _isoflop(page: Page, fit: IsoFlopFit) -> None:
   _verdict(page, fit.lack_of_fit)
   page.notes([n for n in fit.notes if not n.startswith("budget ")])  # the table says why
   points, minima = law_tables.slice_points(fit), law_tables.slice_minima(fit)
-  shown = [p for p in points if p["loss"] <= HIGHEST * max(m["loss"] for m in minima)]
+  shown = [p for p in points if p["loss"] <= plots.HIGHEST * max(m["loss"] for m in minima)]
   caption = (
     "Validation loss at equal compute against parameters (a) and tokens (b): "
     f"n = {len(points)} sizes in {len(fit.slices)} budgets, {len(fit.used)} of them used. "
@@ -162,10 +161,8 @@ def _law(page: Page, fit: LawFit, full: bool) -> None:
     f"(lines); bands: {percent(fit.confidence)} case-bootstrap interval of the law itself "
     f"({fit.n_boot} samples)."
   )
-  contours, path = [], []
-  has_path = fit.size_exponent is not None and "flops" in fit.table.columns
-  if {"n_params", "n_tokens"} >= set(fit.law.inputs) and has_path:
-    contours, path = law_tables.law_contours(fit), law_tables.path_rows(fit, "n_params", "")
+  contours, path = plots.law_figure(fit)
+  if contours:
     caption += (
       " (b) Lines of equal predicted loss in the plane of compute and size, and the size N*(C) that "
       "makes the loss least at each compute (orange, with its band)."
