@@ -1,4 +1,4 @@
-"""The notebooks (a run, a sweep, somebody's table) run from first cell to last; their outputs name no machine."""
+"""The notebooks (a run, a sweep, a table) run from first cell to last; their outputs name no machine."""
 
 import json
 import pathlib
