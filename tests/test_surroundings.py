@@ -2,6 +2,7 @@
 
 import errno
 import inspect
+import json
 import os
 import pathlib
 import shlex
@@ -21,7 +22,7 @@ from lm import evaluate
 from lm.config.errors import ConfigError
 from lm.data.batches import TrainBatches
 from lm.hf import __main__ as hf
-from lm.runs import rundir
+from lm.runs import room, rundir
 from lm.runs.checkpoint import load_params
 from lm.runs.resume import restore_newest
 from lm.training.watchdog import Watchdog
@@ -166,12 +167,35 @@ def test_out_of_memory_says_what_the_plan_counts_and_what_would_fit(
   tmp_path, monkeypatch, error, capfd
 ):
   at_batch(monkeypatch, 3, fail_with(error))
-  monkeypatch.setattr("lm.runs.failures._device_bytes", lambda: 1.2e6)
+  monkeypatch.setattr("lm.runs.room.device_bytes", lambda: 1.2e6)
   run(tmp_path / "x", code=1, **SAVES)
   line = capfd.readouterr().err.strip().splitlines()[-1]
   assert line.startswith(f"{tmp_path / 'x'}: out of memory: the plan counts ")
   assert "activations), and a device has 1.2 MB" in line
   assert rundir.read_run(tmp_path / "x")["status"] == "failed"
+
+
+def test_what_cannot_be_held_is_refused_before_anything_is_made(tmp_path, monkeypatch):
+  """Three float32 numbers a parameter: itself and adamw's two means."""
+  plan = json.loads(run(tmp_path / "x", "--plan", "--json", **SAVES))
+  held = 12 * plan["parameters"]["total"] * jax.local_device_count()
+  monkeypatch.setattr("lm.runs.room.device_bytes", lambda: held - 1.0)
+  with pytest.raises(
+    ConfigError, match=r"^model.width=16: parameters and optimizer state are .*; shard it"
+  ):
+    run(tmp_path / "x", **SAVES)
+  assert not (tmp_path / "x").exists()
+  monkeypatch.setattr("lm.runs.room.device_bytes", lambda: held + 1.0)
+  run(tmp_path / "x", **SAVES)
+
+
+def test_memory_of_a_container_is_what_it_may_use(tmp_path, monkeypatch):
+  limit = tmp_path / "memory.max"
+  monkeypatch.setattr(room, "CGROUP", limit)
+  whole = room.device_bytes()
+  for text, found in (("max\n", whole), ("1000000\n", 1e6), ("", whole)):
+    limit.write_text(text)
+    assert room.device_bytes() == found
 
 
 def test_a_full_disk_is_one_line_and_the_run_goes_on_later(tmp_path, monkeypatch, capfd):

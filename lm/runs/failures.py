@@ -1,25 +1,19 @@
 """How a run ends that something stops from outside: no memory, no room on the disk, an error; in one line."""
 
 import contextlib
-import dataclasses
 import functools
-import os
 import sys
 from collections.abc import Callable, Sequence
 
-import jax
-
 from lm.config.errors import ConfigError, first_line
 from lm.config.schema import Config
-from lm.cost.memory import memory_bytes
 from lm.data.folders import NO_ROOM
 from lm.plan.run_plan import Plan
-from lm.runs import lock, rundir
+from lm.runs import lock, room, rundir
 from lm.runs.writer import OPEN, RunWriter
 
 NO_ROOM_WORDS = ("No space left on device", "Disk quota exceeded", "File too large")
 NO_MEMORY_WORDS = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")
-ROOM = 0.9  # of a device's memory that a plan may fill
 
 
 def guarded(train: Callable[..., int | None]) -> Callable[..., int]:
@@ -67,7 +61,7 @@ def end_runs(error: BaseException, runs: Sequence[RunWriter], cfg: Config, plan:
   saved = {step for run in runs for step in rundir.checkpoint_steps(run.workdir)}
   last = f"step {max(saved)}" if saved else "the beginning"
   if _is(error, NO_MEMORY_WORDS) or isinstance(error, MemoryError):
-    reason = f"out of memory: {_would_fit(cfg, plan)}"
+    reason = f"out of memory: {room.would_fit(cfg, plan)}"
   elif (isinstance(error, OSError) and error.errno in NO_ROOM) or _is(error, NO_ROOM_WORDS):
     reason = f"no room left on the disk; free some, and the same command goes on from {last}"
   else:
@@ -93,52 +87,3 @@ def _end(runs: Sequence[RunWriter], status: str, reason: str | None) -> None:
   for run in runs:
     with contextlib.suppress(Exception):  # a full disk takes no last words either
       run.end(status, reason)
-
-
-def _would_fit(cfg: Config, plan: Plan) -> str:
-  """What the plan says the run needs, and the first change that brings it under the device's memory."""
-  total = sum(plan.bytes.values())
-  parts = ", ".join(f"{_size(v)} {k}" for k, v in plan.bytes.items())
-  room = _device_bytes()
-  lines = f"the plan counts {_size(total)} a device ({parts})"
-  if room is None:
-    return f"{lines}; raise train.accumulate, or set model.remat=full, or shard (mesh.fsdp)"
-  lines += f", and a device has {_size(room)}"
-  return f"{lines}; {_remedy(cfg, room)}"
-
-
-def _remedy(cfg: Config, room: float) -> str:
-  batch = cfg.train.batch_size
-  ways = cfg.mesh.replica * cfg.mesh.fsdp * cfg.mesh.expert
-  more = [n for n in range(cfg.train.accumulate + 1, batch + 1) if batch % (n * ways) == 0]
-  for n in more:
-    train = dataclasses.replace(cfg.train, accumulate=n)
-    if sum(memory_bytes(dataclasses.replace(cfg, train=train)).values()) < ROOM * room:
-      return f"--config.train.accumulate={n} would fit"
-  if more and "activations" in memory_bytes(cfg):
-    return (
-      f"no train.accumulate alone would fit; add --config.train.accumulate={more[-1]} and "
-      "--config.model.remat=full, or shard it with mesh.fsdp; train.py --plan --fit looks for a layout"
-    )
-  return (
-    "shard it with mesh.fsdp, or take a smaller model; train.py --plan --fit looks for a layout"
-  )
-
-
-def _device_bytes() -> float | None:
-  """Memory of a device; of the host for CPUs. None where nothing tells."""
-  device = jax.local_devices()[0]
-  if device.platform == "cpu":
-    try:
-      return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    except (ValueError, OSError, AttributeError):
-      return None
-  return (device.memory_stats() or {}).get("bytes_limit")
-
-
-def _size(n: float) -> str:
-  for unit in ("B", "kB", "MB"):
-    if n < 1000:
-      return f"{n:.3g} {unit}"
-    n /= 1000
-  return f"{n:.3g} GB"

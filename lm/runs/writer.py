@@ -23,7 +23,7 @@ from lm.files import read_jsonl, write_json
 from lm.objectives.registry import objective_of
 from lm.objectives.teacher import split_extra
 from lm.plan.run_plan import Plan
-from lm.runs import bucket, lock, rundir
+from lm.runs import bucket, lock, room, rundir
 from lm.runs.checkpoint import Checkpointer
 from lm.runs.metrics import directions, watched
 from lm.runs.mirror import About
@@ -302,7 +302,7 @@ def open_runs(
 
   Raises:
     ConfigError: a directory holds another run or a checkpoint of one, is being written by another process,
-      is damaged, or its run was trained on other data.
+      is damaged, or its run was trained on other data; or the devices cannot hold the runs.
   """
   for cfg, workdir, each in zip(cfgs, workdirs, data, strict=True):
     steps, description = rundir.checkpoint_steps(workdir), kind_of(cfg).describe(each)
@@ -318,6 +318,7 @@ def open_runs(
       rundir.check_origin(workdir, step, cfg, description, accept_new_data)
     check_record(workdir, max(steps, default=0))
     check_mirrors(cfg.log)
+  room.check(cfgs[0], plan, len(cfgs))
   made = []
   try:
     for workdir in workdirs if processes.is_leader() else ():
