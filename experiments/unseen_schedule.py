@@ -78,8 +78,8 @@ def fitted(ledger) -> dict:
     curves = {row["optim.schedule"]: curve_of(row) for row in cell}
     if set(FITTED + HELD) <= curves.keys():
       for law in LAWS:
-        each = [[curves[name] for name in names] for names in (FITTED, HELD)]
-        fits[law, seed] = loss_curves.fit_curves(*each, law)
+        fitted, held = ([curves[name] for name in names] for names in (FITTED, HELD))
+        fits[law, seed] = loss_curves.fit_curves(fitted, held, law)
   return fits
 
 

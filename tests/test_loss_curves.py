@@ -79,6 +79,34 @@ def test_a_law_predicts_schedules_that_it_was_not_fitted_to(law):
   assert json.loads(json.dumps(found.to_json()))["curves"][3]["fitted"] == "no"
 
 
+@pytest.mark.parametrize("law", list(TRUE))
+def test_parameters_that_are_given_are_held_and_a_given_law_is_judged(law):
+  curves = [curve(name, law, 2e-4, seed=i) for i, name in enumerate(("constant", "cosine"))]
+  held = {"L0": 2.8, **({"lambda": 0.998} if law == "tissue" else {"gamma": 0.6})}
+  found = loss_curves.fit_curves(curves, [], law, held)
+  assert {k: found.params[k] for k in held} == held
+  assert found.intervals.keys() == TRUE[law].keys() - held.keys()
+  assert found.params["A"] == pytest.approx(0.6, rel=0.05)
+  given = loss_curves.fit_curves(curves[:1], curves[1:], law, TRUE[law])
+  assert (
+    given.params == TRUE[law] and not given.intervals and "L0       2.8  fixed" in given.summary()
+  )
+  assert given.held("mae") == pytest.approx(2e-4 * (2 / math.pi) ** 0.5 * 3.2, rel=0.3)  # the noise
+
+
+@pytest.mark.parametrize(("words", "line"), [
+  (["--fix", "Z=1"], "fix=Z: multi_power has L0, A, alpha, B, C, beta, gamma; name one of them"),
+  (["--fix", "A=-1"], "fix=A=-1: must be above 0; correct it"),
+  (["--law", "tissue", "--fix", "lambda=1.5"], "fix=lambda=1.5: must be between 0 and 1; correct it"),
+  (["--tie", "A=B"], "tie: says nothing of whole curves"),
+])  # fmt: skip
+def test_a_parameter_that_is_none_is_refused(tmp_path, words, line):
+  one = curve("constant", "tissue")
+  path = write(tmp_path / "a.csv", {"step": one.step, "lr": one.lr, "loss": one.loss})
+  with pytest.raises(ConfigError, match=f"^{line}"):
+    fit("--curves", path, *words)
+
+
 def test_warm_up_is_left_out_and_its_area_kept():
   step = np.arange(1.0, 41.0)
   lr = np.minimum(step / 10, 1.0) * PEAK
@@ -134,7 +162,7 @@ def test_what_is_no_curve_is_refused_in_one_line(tmp_path):
   [
     ("--predict x.csv lr_sweep", "predict=x.csv: needs --curves"),
     ("--curves a.csv --csv b.csv", "csv: says nothing of whole curves"),
-    ("--curves a.csv --fix a=1", "fixed: says nothing of whole curves"),
+    ("--curves a.csv --fix a=1", "tie: says nothing of whole curves"),
     ("lr_sweep --curves a.csv", "name: says nothing of whole curves"),
   ],
 )

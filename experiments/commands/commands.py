@@ -7,6 +7,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from experiments.commands.which import (
   check_root,
@@ -215,7 +216,8 @@ def fit(options) -> None:
     rows = None if options.csv else _where(options).done()
     results = {"mixture": mixture_fits.fit(options, asked, rows)}
   elif options.curves:
-    results = {"curves": fits.fit_curves(options.curves, options.predict, options.law)}
+    fixed: Any = asked.get("fixed")
+    results = {"curves": fits.fit_curves(options.curves, options.predict, options.law, fixed)}
   elif options.csv:
     units = fits.units(options.unit)
     read = options.csv, names, options.where, units, options.decimal

@@ -21,6 +21,7 @@ import dataclasses
 import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -77,8 +78,9 @@ class CurveFit:
   def summary(self) -> str:
     lines = [f"{self.law}, {sum(r['fitted'] == 'yes' for r in self.curves)} curves fitted"]
     for name, value in self.params.items():
-      low, high = self.intervals[name]
-      lines.append(f"  {name:8} {value:.5g}  [{low:.4g}, {high:.4g}]")
+      low, high = self.intervals.get(name, (None, None))
+      shown = "fixed" if low is None else f"[{low:.4g}, {high:.4g}]"
+      lines.append(f"  {name:8} {value:.5g}  {shown}")
     lines.append("  curve                     fitted    n      MAE     RMSE       R2    worst")
     for r in self.curves:
       lines.append(
@@ -154,35 +156,50 @@ LAWS: dict[str, CurveLaw] = {
 # ---- Fits ----------------------------------------------------------------------------------------
 
 
-def fit_curves(fitted: Sequence[Curve], held: Sequence[Curve], law: str) -> CurveFit:
+def fit_curves(
+  fitted: Sequence[Curve],
+  held: Sequence[Curve],
+  law: str,
+  fixed: Mapping[str, float] | None = None,
+) -> CurveFit:
   """The law fitted to `fitted` and judged on all.
 
+  Args:
+    fixed: parameters that are held; they have no interval. With all of them nothing is fitted.
+
   Raises:
-    ConfigError: an unknown law, or fewer points than parameters.
+    ConfigError: an unknown law or parameter, a value that it cannot have, fewer points than parameters.
   """
   from scipy.optimize import least_squares
 
   if law not in LAWS:
     raise ConfigError(f"law={law}: of curves there are {', '.join(LAWS)}; use multi_power")
-  form = LAWS[law]
+  form, fixed = LAWS[law], fixed or {}
+  for name, value in fixed.items():
+    if name not in form.names:
+      raise ConfigError(f"fix={name}: {law} has {', '.join(form.names)}; name one of them")
+    if not 0 < value < (1 if name in form.below_one else math.inf):
+      limit = "between 0 and 1" if name in form.below_one else "above 0"
+      raise ConfigError(f"fix={name}={value:g}: must be {limit}; correct it")
+  names = tuple(name for name in form.names if name not in fixed)
   n = sum(len(c.loss) for c in fitted)
-  if n <= len(form.names):
-    raise ConfigError(
-      f"curves={n} points: must be more than {len(form.names)} parameters; add runs"
-    )
+  if n <= len(names):
+    raise ConfigError(f"curves={n} points: must be more than {len(names)} parameters; add runs")
   target = np.log(np.concatenate([c.loss for c in fitted]))
 
   def unpack(x) -> dict[str, float]:
-    values = dict(zip(form.names, np.exp(np.clip(x, -40, 40)), strict=True))
-    return values | {k: 1 / (1 + math.exp(-x[form.names.index(k)])) for k in form.below_one}
+    values = dict(zip(names, np.exp(np.clip(x, -40, 40)), strict=True)) | dict(fixed)
+    shares = [k for k in form.below_one if k in names]
+    values |= {k: 1 / (1 + math.exp(-x[names.index(k)])) for k in shares}
+    return {k: float(values[k]) for k in form.names}
 
-  low = np.array([-4.6 if k in EXPONENTS else -15.0 for k in form.names])
-  high = np.array([1.1 if k in EXPONENTS else 15.0 for k in form.names])
+  low = np.array([-4.6 if k in EXPONENTS else -15.0 for k in names])
+  high = np.array([1.1 if k in EXPONENTS else 15.0 for k in names])
 
   def pack(start) -> np.ndarray:
     return np.array([
       math.log(v / (1 - v)) if k in form.below_one else math.log(v)
-      for k, v in zip(form.names, start, strict=True)
+      for k, v in zip(form.names, start, strict=True) if k in names
     ])  # fmt: skip
 
   def residual(x) -> np.ndarray:
@@ -190,7 +207,7 @@ def fit_curves(fitted: Sequence[Curve], held: Sequence[Curve], law: str) -> Curv
     predicted = np.concatenate([form.predict(params, c) for c in fitted])
     return np.log(np.maximum(predicted, 1e-6)) - target
 
-  found = [
+  found: list[Any] = [
     least_squares(
       residual,
       pack(start),
@@ -200,14 +217,15 @@ def fit_curves(fitted: Sequence[Curve], held: Sequence[Curve], law: str) -> Curv
       max_nfev=300,
       bounds=(low, high),
     )
-    for start in form.starts(fitted)
+    for start in (form.starts(fitted) if names else ())
   ]
-  best = min(found, key=lambda one: one.cost)
-  params = unpack(best.x)
+  best = min(found, key=lambda one: one.cost).x if names else np.zeros(0)
+  params = unpack(best)
+  lengths = [len(c.loss) for c in fitted]
   return CurveFit(
     law,
     params,
-    _limits(form, best.x, residual, unpack, [len(c.loss) for c in fitted]),
+    _limits(names, best, residual, unpack, lengths) if names else {},
     tuple(
       _judged(form.predict(params, c), c, said)
       for said, curves in (("yes", fitted), ("no", held))
@@ -216,7 +234,7 @@ def fit_curves(fitted: Sequence[Curve], held: Sequence[Curve], law: str) -> Curv
   )
 
 
-def _limits(form, x, residual, unpack, lengths) -> dict[str, tuple[float, float]]:
+def _limits(names, x, residual, unpack, lengths) -> dict[str, tuple[float, float]]:
   """Delta-method 95 % intervals in the working parameters."""
   r0 = residual(x)
   steps = 1e-5 * np.maximum(np.abs(x), 1)
@@ -234,7 +252,7 @@ def _limits(form, x, residual, unpack, lengths) -> dict[str, tuple[float, float]
   cov = np.linalg.pinv(jac.T @ jac) * variance
   se = np.sqrt(np.maximum(np.diag(cov), 0))
   low, high = unpack(x - Z * se), unpack(x + Z * se)
-  return {name: (float(low[name]), float(high[name])) for name in form.names}
+  return {name: (float(low[name]), float(high[name])) for name in names}
 
 
 def _judged(predicted: np.ndarray, curve: Curve, fitted: str) -> dict:

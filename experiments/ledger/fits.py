@@ -392,15 +392,21 @@ def _examined(table: laws.Table, law: str, settings: Mapping) -> laws.Table:
   return dataclasses.replace(table, labels=labels, notes=found.notes)
 
 
-def fit_curves(fitted: Sequence[str], held: Sequence[str], law: str | None) -> loss_curves.CurveFit:
+def fit_curves(
+  fitted: Sequence[str],
+  held: Sequence[str],
+  law: str | None,
+  fixed: Mapping[str, float] | None = None,
+) -> loss_curves.CurveFit:
   """A law of whole loss curves, fitted to some and judged on all.
 
   Args:
     fitted, held: CSV files of step,lr,loss, or run directories.
     law: a key of loss_curves.LAWS; multi_power if None.
+    fixed: parameters that are held.
   """
   read = lambda paths: [_curve(path) for path in paths]
-  return loss_curves.fit_curves(read(fitted), read(held), law or "multi_power")
+  return loss_curves.fit_curves(read(fitted), read(held), law or "multi_power", fixed)
 
 
 def check_curves(options, asked: Mapping) -> None:
@@ -411,9 +417,10 @@ def check_curves(options, asked: Mapping) -> None:
     return
   tables = {k: getattr(options, k) for k in ("name", "csv", "config", "ledger", "where", "column")}
   ignored = [k for k, v in tables.items() if v]
-  ignored += changed(asked)
+  ignored += [k for k in changed(asked) if k != "fixed"]
   if ignored:
-    raise ConfigError(f"{ignored[0]}: says nothing of whole curves; leave it out, or --curves")
+    option = OPTION_OF.get(ignored[0], ignored[0])
+    raise ConfigError(f"{option}: says nothing of whole curves; leave it out, or --curves")
 
 
 def _curve(path: str) -> loss_curves.Curve:
