@@ -162,7 +162,7 @@ def test_what_is_no_curve_is_refused_in_one_line(tmp_path):
   [
     ("--predict x.csv lr_sweep", "predict=x.csv: needs --curves"),
     ("--curves a.csv --csv b.csv", "csv: says nothing of whole curves"),
-    ("--curves a.csv --fix a=1", "tie: says nothing of whole curves"),
+    ("--curves a.csv --tie a=b", "tie: says nothing of whole curves"),
     ("lr_sweep --curves a.csv", "name: says nothing of whole curves"),
   ],
 )
