@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.config.command_line import Parser, read_text, reject_unknown, run_main
-from lm.config.errors import ConfigError
+from lm.config.errors import ConfigError, number_of
 from lm.objectives.pooled import pool, read_rows
 from lm.runs import bucket
 from lm.runs.load import load
@@ -47,7 +47,8 @@ def sentence_vectors(
       raise ConfigError(f"text={text!r}: has no token; write one")
     if len(row) > run.cfg.model.seq_len:
       raise ConfigError(
-        f"text={text[:40]!r}...: has {len(row)} tokens, more than model.seq_len={run.cfg.model.seq_len}; "
+        f"text={text[:40]!r}...: has {number_of(len(row), 'token')}, more than "
+        f"model.seq_len={run.cfg.model.seq_len}; "
         "shorten it"
       )
   encode = jax.jit(functools.partial(_encode, model, pooling))

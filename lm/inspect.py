@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.config.command_line import Parser, check_page, reject_unknown, run_main
-from lm.config.errors import ConfigError
+from lm.config.errors import ConfigError, number_of
 from lm.models.attention.forms import attend
 from lm.models.decoder import Block, Decoder
 from lm.models.layers import Attention, Mlp, has_final_norm, local_layers
@@ -64,7 +64,7 @@ def look(run: LoadedRun, text: str) -> Looked:
   most = min(MOST, cfg.seq_len)
   if not 1 < len(ids) <= most + 1:
     raise ConfigError(
-      f"text={text[:40]}: has {len(ids) - 1} tokens, must have 1 to {most}; shorten it"
+      f"text={text[:40]}: has {number_of(len(ids) - 1, 'token')}, must have 1 to {most}; shorten it"
     )
   params = stack_layers(run.params) if not cfg.scan_layers else run.params
   section = dataclasses.replace(cfg, scan_layers=False, remat="none", dropout=0.0)
@@ -193,8 +193,9 @@ def page(run: LoadedRun, text: str, looked: Looked) -> str:
   e = html.escape
   n = len(looked.loss_L)
   about = (
-    f"{e(str(run.workdir))}, step {run.step} &middot; {run.cfg.model.depth} layers, width "
-    f"{run.cfg.model.width}, {run.cfg.model.heads} heads &middot; {n} tokens &middot; mean loss "
+    f"{e(str(run.workdir))}, step {run.step} &middot; {number_of(run.cfg.model.depth, 'layer')}, width "
+    f"{run.cfg.model.width}, {number_of(run.cfg.model.heads, 'head')} &middot; "
+    f"{number_of(n, 'token')} &middot; mean loss "
     f"{looked.loss_L.mean():.3f} nats a token"
   )
   parts = [
@@ -377,7 +378,9 @@ def main(argv: Sequence[str]) -> int:
     losses = [round(float(v), 6) for v in looked.loss_L]
     print(json.dumps({"page": out, "tokens": looked.targets, "losses": losses}))
   else:
-    print(f"{out}: {len(looked.targets)} tokens, {looked.loss_L.mean():.4f} nats a token")
+    print(
+      f"{out}: {number_of(len(looked.targets), 'token')}, {looked.loss_L.mean():.4f} nats a token"
+    )
   return 0
 
 

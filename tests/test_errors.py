@@ -6,9 +6,10 @@ import sys
 import pytest
 
 from experiments import __main__ as experiments
+from experiments.ledger import ledger
 from experiments.sweep import search
 from lm.config import command_line
-from lm.config.errors import ConfigError, suggest
+from lm.config.errors import ConfigError, number_of, suggest
 from lm.data.sources import facts, reversed_words
 from lm.data.tokenizers import known_vocab_size
 from lm.runs import rundir
@@ -50,7 +51,7 @@ BAD = [
   (
     {"optim.name": "adamv"},
     "optim.name=adamv: must be one of sgd, adam, adamw, adagrad, lion, adafactor, muon, "
-    "soap, ademamix, adopt, schedule_free, prodigy; did you mean adam?",
+    "soap, ademamix, adopt, schedule_free, prodigy, sophia; did you mean adam?",
   ),
   (
     {"model.dtype": "float16"},
@@ -292,6 +293,15 @@ def test_a_grid_of_too_many_runs_is_refused_before_it_is_made():
       "configs/smoke.py",
       [f"seed={values}", f"train.steps={values}", f"model.width={values}"],
     )
+
+
+def test_counts_have_their_nouns_in_the_right_number():
+  said = [number_of(n, noun) for noun in ("run", "entry", "class", "key") for n in (0, 1, 2)]
+  assert said[:6] == ["0 runs", "1 run", "2 runs", "0 entries", "1 entry", "2 entries"]
+  assert said[6:] == ["0 classes", "1 class", "2 classes", "0 keys", "1 key", "2 keys"]
+  assert number_of(10240, "step", ",") == "10,240 steps"
+  rows = ledger.Ledger(({"name": "a", "status": "done"},))
+  assert repr(rows) == "Ledger(1 run, 1 done)"
 
 
 def test_no_value_moves_a_cursor_or_makes_a_second_line():

@@ -25,7 +25,7 @@ from experiments.report.claims import is_estimate, verdicts
 from experiments.sweep import halving as halvings
 from experiments.sweep import sweep
 from lm.config.command_line import check_page
-from lm.config.errors import ConfigError, check_within
+from lm.config.errors import ConfigError, check_within, number_of
 from lm.runs import bucket, rundir
 
 RUN_COLUMNS = {
@@ -369,7 +369,7 @@ def is_beside_runs(name: str) -> bool:
 def show(options) -> None:
   rows = list(ledgers.read_ledger(options.run, option="run"))
   if len(rows) != 1:
-    count = f"{len(rows)} runs" if rows else "no run"
+    count = f"{number_of(len(rows), 'run')}" if rows else "no run"
     hint = f", for example {rows[0].get('path', rows[0]['name'])}" if rows else ""
     raise ConfigError(f"run={options.run}: holds {count}; name one run directory{hint}")
   row = {k: v for k, v in rows[0].items() if k != "curve"}
@@ -536,7 +536,7 @@ def _refuse_unsound(experiment: sweep.Experiment, members) -> None:
 
 def _total_line(total: Mapping, speed, rungs) -> str:
   parts = [
-    f"{total['runs']} runs", f"{tables.count(total['n_tokens'])} tokens",
+    f"{number_of(total['runs'], 'run')}", f"{tables.count(total['n_tokens'])} tokens",
     ", ".join(f"{total[f'flops_{c}']:.3g} FLOPs ({c})" for c in ("6ND", "exact")),
     f"at most {tables.size(total['max_bytes'])} a device",
   ]  # fmt: skip

@@ -7,7 +7,7 @@ from experiments.commands.which import collect, folder_of, select
 from experiments.ledger import ledger as ledgers
 from experiments.report import tables
 from experiments.sweep import sweep
-from lm.config.errors import ConfigError
+from lm.config.errors import ConfigError, number_of
 
 
 def status(options) -> None:
@@ -18,7 +18,7 @@ def status(options) -> None:
     rows = rows.sort(options.sort, options.reverse)
   if options.export:
     ledgers.export(rows, options.export)
-    print(f"{len(rows)} runs written to {options.export}", file=sys.stderr)
+    print(f"{number_of(len(rows), 'run')} written to {options.export}", file=sys.stderr)
   if options.noise:
     from experiments.ledger import compare as comparing
 

@@ -16,6 +16,7 @@ from experiments.launch.jobs import Asked, Job, State, Ticket
 from experiments.launch.locks import Lock
 from experiments.launch.slots import Slot, find_devices, make_slots
 from experiments.sweep.sweep import Member, devices_needed
+from lm.config.errors import number_of
 from lm.devices.host import with_large_pages
 
 WORDS: dict[str, str] = {}  # it takes no words of its own
@@ -103,5 +104,7 @@ def start_process(job: Job, slot: Slot, locks: Sequence[int] = ()) -> subprocess
 def describe(jobs: Sequence[Job], n_slots: int) -> str:
   """The processes that jobs would be, one command a line."""
   n_runs = sum(len(job.members) for job in jobs)
-  lines = [f"# {n_runs} runs in {len(jobs)} processes, {n_slots} at a time on this machine"]
+  lines = [
+    f"# {number_of(n_runs, 'run')} in {number_of(len(jobs), 'process')}, {n_slots} at a time on this machine"
+  ]
   return "\n".join(lines + [shlex.join(job.command) for job in jobs])

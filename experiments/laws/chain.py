@@ -13,6 +13,7 @@ import numpy as np
 from experiments.laws import allocation, diagnostics, forms, intervals, lawfit, solve
 from experiments.laws.result import Estimate, LawFit, Result, to_plain
 from experiments.laws.table import Table
+from lm.config.errors import number_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +49,7 @@ class ChainFit(Result):
   def headline(self) -> str:
     return (
       f"{self.error_law.law.name} of {self.loss_law.law.name} on {self.loss_law.n} and "
-      f"{self.error_law.n} runs"
+      f"{number_of(self.error_law.n, 'run')}"
     )
 
   def predict(self, columns: Mapping[str, Sequence[float]]) -> np.ndarray:
@@ -75,7 +76,7 @@ class ChainFit(Result):
     lines = [f"chain: {self.error_law.law.formula} of {self.loss_law.law.formula}"]
     for title, f in (("loss", self.loss_law), (self.error_law.law.target, self.error_law)):
       values = ", ".join(f"{n} {f[n].value:.5g}" for n in f.law.names)
-      lines.append(f"{title}: {f.n} runs, {values}")
+      lines.append(f"{title}: {number_of(f.n, 'run')}, {values}")
       lines.append(f"  verdict: {f.lack_of_fit.text}")
     for e in self.estimates.values():
       limits = "  ".join(f"{m} {self.confidence:.0%} {e.said(m)}" for m in e.intervals)
@@ -84,7 +85,7 @@ class ChainFit(Result):
     if self.holdout:
       h = self.holdout
       lines.append(
-        f"held out: {h.n_held} runs above {h.above_flops:.3g} FLOPs: mean absolute error of the "
+        f"held out: {number_of(h.n_held, 'run')} above {h.above_flops:.3g} FLOPs: mean absolute error of the "
         f"predicted {self.error_law.law.target} {h.mae:.4f}, bias {h.bias:+.4f}"
       )
     return "\n".join(lines + [f"note: {n}" for n in self.notes])

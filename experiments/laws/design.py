@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from experiments.laws import allocation, forms, intervals, isoflop, solve
+from lm.config.errors import number_of
 
 # Besiroglu et al. 2024, arXiv:2404.10102: only the shape of the loss surface is taken from it.
 PRIOR = {"A": 482.01, "B": 2085.43, "E": 1.8172, "alpha": 0.3478, "beta": 0.3658}
@@ -51,9 +52,9 @@ class Design:
   def summary(self) -> str:
     """A few lines of text."""
     return "\n".join([
-      f"{len(self.runs)} runs, {self.total_flops:.3g} FLOPs in all, budgets "
+      f"{number_of(len(self.runs), 'run')}, {self.total_flops:.3g} FLOPs in all, budgets "
       f"{', '.join(f'{c:.3g}' for c in self.budgets)}, "
-      f"{self.sizes_per_budget} sizes each from N*/{self.span:g} to {self.span:g}N*",
+      f"{number_of(self.sizes_per_budget, 'size')} each from N*/{self.span:g} to {self.span:g}N*",
       f"expected {self.level:.0%} interval of a: {self.interval[0]:.3f} .. {self.interval[1]:.3f} "
       "(Fisher information), "
       f"{self.simulated[0]:.3f} .. {self.simulated[1]:.3f} (simulated), at noise {self.noise:g} of log loss",
@@ -164,7 +165,8 @@ def _slices(n, c, prior) -> list[tuple[str, str]]:
       found.append(
         (
           "refuse",
-          f"{where}: {len(sizes)} sizes, fewer than 5: a parabola needs more to show its minimum",
+          f"{where}: {number_of(len(sizes), 'size')}, fewer than 5: a parabola needs more to "
+          "show its minimum",
         )
       )
     best = _prior_optimum(prior, budget)

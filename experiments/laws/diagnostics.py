@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.laws import intervals, solve
+from lm.config.errors import number_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +120,8 @@ def extrapolate(
   held = flops > above
   if held.sum() < 1 or (~held).sum() < problem.n_free + 1:
     raise ValueError(
-      f"holdout={above:.3g} FLOPs: leaves {int((~held).sum())} runs to fit and {int(held.sum())} to predict; "
+      f"holdout={above:.3g} FLOPs: leaves {number_of(int((~held).sum()), 'run')} to fit and "
+      f"{int(held.sum())} to predict; "
       "choose a threshold inside the range"
     )
   keep = np.where(held, 0.0, data.w)

@@ -11,6 +11,7 @@ import numpy as np
 from experiments.laws import curves, intervals
 from experiments.laws.result import Estimate, Result, to_plain
 from experiments.laws.table import Table
+from lm.config.errors import number_of
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -34,7 +35,8 @@ class EnvelopeFit(Result):
   def summary(self) -> str:
     """A text table."""
     lines = [
-      f"training-curve envelope: {len(self.flops)} points, {len(set(self.n_params))} sizes on it"
+      f"training-curve envelope: {number_of(len(self.flops), 'point')}, "
+      f"{number_of(len(set(self.n_params)), 'size')} on it"
     ]
     for e in self.estimates.values():
       limits = "  ".join(f"{m} {a:.5g} .. {b:.5g}" for m, (a, b) in e.intervals.items())

@@ -12,6 +12,7 @@ import numpy as np
 from experiments.laws import forms, intervals, lawfit, solve
 from experiments.laws.result import LawFit, Result, to_plain
 from experiments.laws.table import Table
+from lm.config.errors import number_of
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -44,7 +45,7 @@ class GivenLaw(Result):
   notes: tuple[str, ...]
 
   def headline(self) -> str:
-    return f"{self.law.name} as given on {self.n} runs: R^2 {self.r2:.4f}, rms {self.rms:.2%}"
+    return f"{self.law.name} as given on {number_of(self.n, 'run')}: R^2 {self.r2:.4f}, rms {self.rms:.2%}"
 
   def to_json(self) -> dict:
     """Plain dicts, lists and numbers."""
@@ -58,7 +59,7 @@ class GivenLaw(Result):
     given = ", ".join(f"{k} {v:.6g}" for k, v in self.values.items())
     lines = [
       f"{self.law.name} as given: {given}",
-      f"{self.n} runs: R^2 {self.r2:.4f}, bias {self.bias:+.2%}, rms {self.rms:.2%}, "
+      f"{number_of(self.n, 'run')}: R^2 {self.r2:.4f}, bias {self.bias:+.2%}, rms {self.rms:.2%}, "
       f"mean absolute error {self.mae:.2%}",
     ]
     for name, test in (

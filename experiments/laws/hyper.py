@@ -13,6 +13,7 @@ import numpy as np
 from experiments.laws import curves, intervals
 from experiments.laws.result import Estimate, Result, to_plain
 from experiments.laws.table import Table
+from lm.config.errors import number_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +93,11 @@ def _cell(at, values, loss, method, min_points, init_loss, near=None) -> Cell:
   spread = lr_sensitivity(swept, lowest, init_loss) if init_loss and len(swept) > 1 else None
   if len(swept) < min_points:
     return Cell(
-      at, swept, lowest, f"{len(swept)} values, fewer than {min_points}", sensitivity=spread
+      at,
+      swept,
+      lowest,
+      f"{number_of(len(swept), 'value')}, fewer than {min_points}",
+      sensitivity=spread,
     )
   k = int(lowest.argmin())
   if k in (0, len(swept) - 1):
@@ -152,7 +157,9 @@ def hyper_fit(
   used = [c for c in cells if c.status == "ok"]
   if len(used) < len(on) + 2:
     why = "; ".join(sorted({c.status.split(",")[0] for c in cells if c.status != "ok"}))
-    raise ValueError(f"{of}: {len(used)} cells with an optimum, {len(on) + 2} are needed ({why})")
+    raise ValueError(
+      f"{of}: {number_of(len(used), 'cell')} with an optimum, {len(on) + 2} are needed ({why})"
+    )
   basis = np.array([[1.0, *(np.log10(c.at[k]) for k in on)] for c in used])
   centre = basis.mean(0) * (np.arange(len(on) + 1) > 0)
   basis = basis - centre

@@ -13,7 +13,7 @@ import numpy as np
 from experiments.laws import adequacy, allocation, curves, intervals, lawfit
 from experiments.laws.result import Estimate, Result, to_plain
 from experiments.laws.table import Table
-from lm.config.errors import ConfigError
+from lm.config.errors import ConfigError, number_of
 
 LEAST_HELD = 0.5  # share of resamples that must have an optimum inside the sizes
 
@@ -103,7 +103,7 @@ class IsoFlopFit(Result):
         if s.status == "ok"
         else f"rejected: {s.status}"
       )
-      lines.append(f"  C {s.flops:.3g}  {len(s.loss)} points  {found}")
+      lines.append(f"  C {s.flops:.3g}  {number_of(len(s.loss), 'point')}  {found}")
     if self.lack_of_fit is not None:
       lines.append(f"verdict: {self.lack_of_fit.text}")
     for e in self.estimates.values():
@@ -157,7 +157,7 @@ def _problem_of(method: str, flops, n, loss, min_points: int) -> str:
   """Why a slice cannot be used, or "ok"."""
   least = max(min_points, curves.DEGREE.get(method, 2) + 2)
   if len(n) < least:
-    return f"{len(n)} sizes, fewer than {least}"
+    return f"{number_of(len(n), 'size')}, fewer than {least}"
   lowest = int(loss.argmin())
   if lowest in (0, len(n) - 1):
     side = "smallest" if lowest == 0 else "largest"

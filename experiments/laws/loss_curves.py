@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from experiments.laws.result import to_plain
-from lm.config.errors import ConfigError
+from lm.config.errors import ConfigError, number_of
 
 DELTA = 1e-3  # Huber's threshold, of log loss
 LEAST_POINTS = 10  # of a curve
@@ -184,7 +184,9 @@ def fit_curves(
   names = tuple(name for name in form.names if name not in fixed)
   n = sum(len(c.loss) for c in fitted)
   if n <= len(names):
-    raise ConfigError(f"curves={n} points: must be more than {len(names)} parameters; add runs")
+    raise ConfigError(
+      f"curves={number_of(n, 'point')}: must be more than {len(names)} parameters; add runs"
+    )
   target = np.log(np.concatenate([c.loss for c in fitted]))
 
   def unpack(x) -> dict[str, float]:
@@ -281,7 +283,8 @@ def make_curve(name: str, step, lr, loss) -> Curve:
   before = float(np.trapezoid(lr[: first + 1], step[: first + 1]) + lr[0] * step[0] / 2)
   if len(step) - first < LEAST_POINTS:
     raise ConfigError(
-      f"curves={name}: has {len(step) - first} points after its warm-up; must have {LEAST_POINTS}"
+      f"curves={name}: has {number_of(len(step) - first, 'point')} after its warm-up; must "
+      f"have {LEAST_POINTS}"
     )
   return Curve(name, step[first:], lr[first:], loss[first:], before)
 

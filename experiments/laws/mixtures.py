@@ -13,7 +13,7 @@ from experiments.laws import intervals
 from experiments.laws.mixture_laws import FORMULAS, LAWS, Fits, fit_law, make_trees, predict
 from experiments.laws.mixture_optimum import best_mixtures, drawn_best
 from experiments.laws.result import Estimate, Result, to_plain
-from lm.config.errors import ConfigError
+from lm.config.errors import ConfigError, number_of
 
 SUM_OFF = 0.05  # weights that sum to 1 but for this are taken as rounded
 FOLDS = 10  # of the cross-validation where no table is held out
@@ -126,7 +126,8 @@ class MixtureFit(Result):
     """A text table."""
     lines = [
       f"{self.law}: {FORMULAS[self.law]}",
-      f"{self.n} runs, {len(self.domains)} domains, {len(self.targets)} losses",
+      f"{number_of(self.n, 'run')}, {number_of(len(self.domains), 'domain')}, "
+      f"{number_of(len(self.targets), 'loss')}",
       f"foretold: {self.held}",
     ]
     width = max(len(j.target) for j in self.judged)
@@ -183,7 +184,7 @@ def fit_mixtures(
   if same.max() + 1 < len(runs.domains) + 2:
     raise ConfigError(
       f"rows={same.max() + 1} different mixtures: must be {len(runs.domains) + 2} or more for "
-      f"{len(runs.domains)} domains; add runs"
+      f"{number_of(len(runs.domains), 'domain')}; add runs"
     )
   cap, notes = _caps(runs, dict(caps or {})), [*runs.notes]
   fit = _Trees(seed) if law == "trees" else _Closed(law)
@@ -195,14 +196,14 @@ def fit_mixtures(
       out = folds == fold
       for i, loss in enumerate(losses.T):
         foretold[out, i] = fit.predict(fit.fit(weights[~out], loss[~out]), weights[out])
-    said = f"{len(losses)} runs, each by the law of the others ({FOLDS} parts)"
+    said = f"{number_of(len(losses), 'run')}, each by the law of the others ({FOLDS} parts)"
   else:
     if held.domains != runs.domains or held.targets != runs.targets:
       raise ConfigError(
         "predict: must have the columns of the fitted table; check --mixture and --loss"
       )
     foretold = np.stack([fit.predict(m, held.weights_NK) for m in models], 1)
-    truth, said = held.losses_NT, f"{len(held.rows)} runs held out"
+    truth, said = held.losses_NT, f"{number_of(len(held.rows), 'run')} held out"
     notes += [f"held out: {note}" for note in held.notes]
   judged = [
     _judge(t, *pair, confidence) for t, *pair in zip(runs.targets, foretold.T, truth.T, strict=True)

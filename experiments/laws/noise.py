@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from lm.config.errors import number_of
+
 LAW_LEVEL = 0.05
 
 
@@ -55,7 +57,8 @@ class SeedNoise:
   def summary(self) -> str:
     low, high = self.pooled_interval
     text = (
-      f"{self.pooled:.4g} [{low:.4g}, {high:.4g}] from {self.settings} settings, {self.df:g} degrees "
+      f"{self.pooled:.4g} [{low:.4g}, {high:.4g}] from "
+      f"{number_of(self.settings, 'setting')}, {self.df:g} degrees "
       "of freedom"
     )
     if self.p_law >= LAW_LEVEL:
@@ -163,7 +166,7 @@ def difference(
   if len(both) > 1:
     d = np.array([b[s] - a[s] for s in both])
     mean, se, df = float(d.mean()), float(d.std(ddof=1) / math.sqrt(len(d))), len(d) - 1.0
-    how = f"{len(both)} pairs of one seed"
+    how = f"{number_of(len(both), 'pair')} of one seed"
   elif noise is not None:
     mean, df = apart, noise.df
     se = noise.pooled * math.sqrt(1 / len(a) + 1 / len(b))

@@ -8,6 +8,7 @@ import numpy as np
 
 from experiments.laws import adequacy, allocation, diagnostics, forms, intervals
 from experiments.laws.table import Table
+from lm.config.errors import number_of
 
 SHOWN_HELD = 10  # held-out runs listed in a summary
 
@@ -204,7 +205,8 @@ class LawFit(Result):
     """
     if (self.n, self.objective, self.delta) != (larger.n, larger.objective, larger.delta):
       raise ValueError(
-        f"likelihood_ratio: {self.n} runs by {self.objective} against {larger.n} by {larger.objective}; "
+        f"likelihood_ratio: {number_of(self.n, 'run')} by {self.objective} against {larger.n} "
+        f"by {larger.objective}; "
         "fit both laws to the same runs alike"
       )
     return intervals.likelihood_ratio(
@@ -215,7 +217,7 @@ class LawFit(Result):
     verdict = "" if self.lack_of_fit is None else f"; {self.lack_of_fit.verdict} lack-of-fit test"
     if self.lack_of_fit is not None and self.lack_of_fit.verdict == "not tested":
       verdict = "; lack of fit not tested"
-    return f"{self.law.name} on {self.n} runs: {super().headline()}{verdict}"
+    return f"{self.law.name} on {number_of(self.n, 'run')}: {super().headline()}{verdict}"
 
   def predict(
     self, columns: Mapping[str, Sequence[float]], theta: np.ndarray | None = None
@@ -288,7 +290,8 @@ class LawFit(Result):
     delta = f" delta={self.delta:g}" if self.delta else ""
     lines = [
       f"{self.law.name}: {self.law.formula}",
-      f"{self.n} runs, {self.n_free} free parameters, {self.objective}{delta}; outliers: {self.outliers}",
+      f"{number_of(self.n, 'run')}, {self.n_free} free parameters, {self.objective}{delta}; "
+      f"outliers: {self.outliers}",
       f"columns: {self.table.columns_read()}",
       f"objective {self.value:.9g}, relative gradient {self.grad_norm:.1e}, "
       f"{self.share:.1%} of {self.n_starts} starts reach it",
@@ -316,7 +319,8 @@ class LawFit(Result):
       h = self.holdout
       values = ", ".join(f"{k} {v:.4g}" for k, v in h.parameters.items())
       lines.append(
-        f"held out: {h.n_held} runs up to {h.reach:.3g}x the compute of the {h.n_fitted} fitted: "
+        f"held out: {number_of(h.n_held, 'run')} up to {h.reach:.3g}x the compute of the "
+        f"{h.n_fitted} fitted: "
         f"bias {h.bias:+.2%}, rms {h.rms:.2%} (fitted runs {h.rms_fitted:.2%}), mean absolute error "
         f"{h.mae:.4g} ({h.mare:.2%}), "
         f"{round(h.covered * h.n_held)} of {h.n_held} inside their {h.level:.0%} prediction interval"

@@ -12,6 +12,8 @@ import sys
 import zlib
 from typing import NamedTuple
 
+from lm.config.errors import number_of
+
 DELIMITERS = ",\t;|&"
 SAMPLED = 50  # lines that decide on the delimiter
 
@@ -189,7 +191,8 @@ def _delimited(path, text: str, notes: list[str]) -> Source:
   width = max(i for i, name in enumerate(header) if name) + 1 if any(header) else 0
   for number, row in enumerate(table[1:], start=1):
     if any(c.strip() for c in row[len(header) :]):
-      why = f"{len(row)} cells under {len(header)} columns (a separator inside a number?)"
+      sizes = f"{number_of(len(row), 'cell')} under {number_of(len(header), 'column')}"
+      why = f"{sizes} (a separator inside a number?)"
       skipped.append((number, why))
     else:
       rows.append((number, [c.strip() for c in row[:width]]))

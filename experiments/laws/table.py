@@ -14,6 +14,7 @@ import numpy as np
 
 from experiments.laws import cells, columns, conditions, sources
 from experiments.laws.columns import ALIASES
+from lm.config.errors import number_of
 
 FILTERED = "not "  # begins the reason of a row that `where` leaves out
 SHOWN_ROWS = 12  # rows named in a note
@@ -112,10 +113,10 @@ class Table:
     notes = []
     for why, rows in reasons.items():
       if why.startswith(FILTERED):  # asked for: the count is enough
-        notes.append(f"{len(rows)} rows left out, {why}")
+        notes.append(f"{number_of(len(rows), 'row')} left out, {why}")
         continue
       shown = ", ".join(map(str, rows[:SHOWN_ROWS])) + (" ..." if len(rows) > SHOWN_ROWS else "")
-      notes.append(f"{len(rows)} rows left out, {why}: row {shown}")
+      notes.append(f"{number_of(len(rows), 'row')} left out, {why}: row {shown}")
     return notes
 
   def columns_read(self) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from experiments.laws import adequacy, allocation, forms, identify, lawfit, solve
 from experiments.laws.result import Estimate, Result, to_plain
 from experiments.laws.table import Table
-from lm.config.errors import ConfigError
+from lm.config.errors import ConfigError, number_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ class VarProTable(Result):
     rms = np.sqrt(self.rss / len(self.table))
     lines = [
       f"variable projection: L = E + A / N^alpha + B / D^beta by least squares of the loss, "
-      f"{len(self.table)} runs, residual rms {rms:.4g}"
+      f"{number_of(len(self.table), 'run')}, residual rms {rms:.4g}"
     ]
     if self.lack_of_fit is not None:
       lines.append(f"verdict: {self.lack_of_fit.text}")

@@ -23,7 +23,7 @@ from experiments.ledger.rows import (
   read_folder,
   run_folders,
 )
-from lm.config.errors import ConfigError, suggest
+from lm.config.errors import ConfigError, number_of, suggest
 from lm.runs import bucket
 from lm.setup.load import known_keys
 
@@ -79,7 +79,7 @@ class Ledger:
 
   def __repr__(self) -> str:
     done = sum(row["status"] == "done" for row in self.rows)
-    return f"Ledger({len(self.rows)} runs, {done} done)"
+    return f"Ledger({number_of(len(self.rows), 'run')}, {done} done)"
 
   def to_pandas(self):
     """A DataFrame with one row a run and every key as a column, curves left out.

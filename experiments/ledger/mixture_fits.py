@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.laws import cells, columns, conditions, mixtures, sources
 from experiments.ledger.ledger import Ledger
-from lm.config.errors import ConfigError
+from lm.config.errors import ConfigError, number_of
 
 TAKES = ("n_boot", "seed", "confidence")
 WEIGHTS = "data.weights"  # of a ledger's runs: a column for each of data.sources
@@ -101,7 +101,7 @@ def _mixtures(source: sources.Source, mixture, loss, where, decimal) -> mixtures
   rows = np.array([n for n, _ in source.rows])[keep]
   notes = [
     *source.notes,
-    *([f"{int((~keep).sum())} rows left out by --where"] if not keep.all() else []),
+    *([f"{number_of(int((~keep).sum()), 'row')} left out by --where"] if not keep.all() else []),
   ]
   return mixtures.make_mixtures(
     _short(domains), _short(targets), take(domains), take(targets), rows, notes
@@ -160,7 +160,8 @@ def _join(one: sources.Source, other: sources.Source, path: str) -> sources.Sour
   else:
     if len(one.rows) != len(other.rows):
       raise ConfigError(
-        f"join={path}: {len(other.rows)} rows for {len(one.rows)}, and no column that both have; "
+        f"join={path}: {number_of(len(other.rows), 'row')} for {len(one.rows)}, and no column "
+        "that both have; "
         "give both one that names the run"
       )
     rows = [(n, row | more) for (n, row), (_, more) in zip(one.rows, other.rows, strict=True)]

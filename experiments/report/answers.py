@@ -14,6 +14,7 @@ from experiments.report.formats import estimate, formula, limits, percent
 from experiments.report.judged import LOSS, judge_of
 from experiments.report.law_charts import REFERENCES
 from experiments.report.page import escape
+from lm.config.errors import number_of
 
 WORDS = {
   "agrees": "agrees with", "consistent": "is consistent with", "borderline": "barely meets",
@@ -66,7 +67,7 @@ def of_laws(results: Mapping) -> str:
     trust = "" if held.verdict != "fails" else " Extrapolations from it are not to be trusted."
     within = f"{inside} of {held.n_held} lie in their {percent(held.level)} intervals."
     parts.append(
-      f"Fitted without the largest budget, the law predicts its {held.n_held} runs with an RMS "
+      f"Fitted without the largest budget, the law predicts its {number_of(held.n_held, 'run')} with an RMS "
       f"error of {percent(held.rms, 2)}; {within}{trust}"
     )
   return " ".join(parts)
@@ -80,7 +81,7 @@ def _of_parameters(results: Mapping) -> str:
   fit = found[1]
   values = [fit[p.name] for p in fit.law.params]
   named = ", ".join(f"{formula(e.name)} = {estimate((e.value, e.interval))}" for e in values)
-  said = f"<b>{formula(fit.law.formula)}</b> with {named} ({fit.n} runs)."
+  said = f"<b>{formula(fit.law.formula)}</b> with {named} ({number_of(fit.n, 'run')})."
   judged = [j.text for j in (fit.lack_of_fit, fit.holdout) if j is not None]
   return " ".join([said, *(escape(f"{t[:1].upper()}{t[1:]}.") for t in judged)])
 
@@ -180,8 +181,8 @@ def _runs(group: Sequence) -> str:
 
 def _how(key: str, fit) -> str:
   if isinstance(fit, IsoFlopFit):
-    return f"{key}, {len(fit.used)} slices of equal compute"
-  return f"{key}, {fit.law.name}, {fit.n} runs"
+    return f"{key}, {number_of(len(fit.used), 'slice')} of equal compute"
+  return f"{key}, {fit.law.name}, {number_of(fit.n, 'run')}"
 
 
 def _number(value: float) -> str:

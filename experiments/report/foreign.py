@@ -18,7 +18,7 @@ from experiments.report.page import Page, Steps, escape
 from experiments.report.wandb_offline import read_offline
 from experiments.report.wandb_online import read_project
 from experiments.sweep.sweep import Experiment
-from lm.config.errors import ConfigError
+from lm.config.errors import ConfigError, number_of
 
 SLICES, LAW = "a in N* ~ C^a, from isoFLOP slices", "a in N* ~ C^a, from the parametric law"
 CLAIMS = (
@@ -107,7 +107,7 @@ def write_csv_report(
       paper.write_kit(page, page_path, style, _methods(table, results, reasons, path))
     head = (
       f'<header class="title"><div class="kind">Runs of others</div><h1>{escape(title)}</h1>'
-      f"<p>{len(table)} runs · {time.strftime('%d %B %Y')}</p></header>"
+      f"<p>{number_of(len(table), 'run')} · {time.strftime('%d %B %Y')}</p></header>"
     )
     return page.write(page_path, title, head, report.FOOTER)
 
@@ -172,7 +172,9 @@ def _table_section(page: Page, table, path: str) -> None:
     "ours": ("column", escape), "theirs": ("read from", escape), "from": ("least", show),
     "to": ("greatest", show),
   }  # fmt: skip
-  page.table(rows, headings, f"What was read from {path}: {len(table)} runs.", {"ours": "word"})
+  page.table(
+    rows, headings, f"What was read from {path}: {number_of(len(table), 'run')}.", {"ours": "word"}
+  )
   page.notes(list(table.notes))
   if table.skipped:
     page.folded(
@@ -188,8 +190,8 @@ def _methods(table, results, reasons, path) -> dict[str, list[str]]:
   made = [f"{k}: {report_laws.how(f)}" for k, f in results.items() if report_laws.how(f)]
   return {
     "Set-up": [f"runs of others, read from {pathlib.Path(path).name}", *table.notes],
-    "Counts": [f"{len(table)} runs", *read],
-    "Exclusions": [f"{n} rows: {why}" for why, n in left.items()] or ["none"],
+    "Counts": [f"{number_of(len(table), 'run')}", *read],
+    "Exclusions": [f"{number_of(n, 'row')}: {why}" for why, n in left.items()] or ["none"],
     "Fits and intervals": made + reasons,
     "Commands": [report._command(sys.argv)],
   }  # fmt: skip
@@ -230,5 +232,5 @@ def write_wandb_report(
     writer.writeheader()
     writer.writerows(rows)
     path.write_text(text.getvalue(), encoding="utf-8")
-    title = f"{len(rows)} runs of {place}"
+    title = f"{number_of(len(rows), 'run')} of {place}"
     return write_csv_report(str(path), out, names, where, title=title, **options)

@@ -23,6 +23,7 @@ from experiments.report.judged import LOSS, Judge, curve_metric, judge_of
 from experiments.report.page import Page, Steps, escape
 from experiments.report.tables import cell
 from experiments.sweep.sweep import Experiment
+from lm.config.errors import number_of
 from lm.runs.rundir import git_state, versions
 
 SMOOTHING = 0.0  # decades of x; lines go through the means of bins
@@ -439,7 +440,7 @@ def _reproduce(page: Page, experiment: Experiment, rows: Ledger, command: str | 
   facts = {}
   for key, title in ORIGIN.items():
     values = [str(row[key]) for row in rows if row.get(key) is not None]
-    counted = [f"{v} ({values.count(v)} runs)" for v in dict.fromkeys(values)]
+    counted = [f"{v} ({number_of(values.count(v), 'run')})" for v in dict.fromkeys(values)]
     facts |= {title: "; ".join(counted)} if counted else {}
   dirty = sum(bool(row.get("dirty")) for row in rows)
   facts["uncommitted changes"] = f"in {dirty} of {len(rows)} runs" if dirty else "in no run"

@@ -19,6 +19,7 @@ from experiments.report.formats import (
   short,
 )
 from experiments.report.page import Page, escape
+from lm.config.errors import number_of
 
 INTERVALS = {
   "widened": "widened",
@@ -90,7 +91,7 @@ def add_sections(page: Page, results: Mapping) -> None:
 def how(fit: object) -> str:
   """How a fit was made, for a methods appendix; "" for what is no fit."""
   if isinstance(fit, LawFit):
-    return f"{fit.law.name}, {fit.law.formula}, {fit.n} runs. {_method(fit)}"
+    return f"{fit.law.name}, {fit.law.formula}, {number_of(fit.n, 'run')}. {_method(fit)}"
   if isinstance(fit, IsoFlopFit):
     return (
       f"{DRAWN[fit.method]} in the logarithm of size through {len(fit.used)} of {len(fit.slices)} budgets; "
@@ -109,13 +110,13 @@ def _isoflop(page: Page, fit: IsoFlopFit) -> None:
   shown = [p for p in points if p["loss"] <= plots.HIGHEST * max(m["loss"] for m in minima)]
   caption = (
     "Validation loss at equal compute against parameters (a) and tokens (b): "
-    f"n = {len(points)} sizes in {len(fit.slices)} budgets, {len(fit.used)} of them used. "
+    f"n = {len(points)} sizes in {number_of(len(fit.slices), 'budget')}, {len(fit.used)} of them used. "
     f"Lines: {DRAWN[fit.method]} in the logarithm. Diamonds: their minima; bars: "
     f"± {law_tables.REACH} robust standard deviations over {fit.n_boot} resamples of the noise "
     f"(seed {fit.seed})."
   )
   if len(shown) < len(points):
-    caption += f" {len(points) - len(shown)} runs of higher loss lie above the panels."
+    caption += f" {number_of(len(points) - len(shown), 'run')} of higher loss lie above the panels."
   if len(fit.used) < len(fit.slices):
     caption += " Budgets without a line were rejected; the table says why."
   chart = law_charts.isoflop(shown, law_tables.slice_curves(fit), minima)

@@ -23,7 +23,7 @@ from experiments.report import charts, paper, report
 from experiments.report.claims import Estimate, shown, verdict
 from experiments.report.formats import power
 from experiments.sweep import sweep
-from lm.config.errors import ConfigError, suggest
+from lm.config.errors import ConfigError, number_of, suggest
 
 RESULTS = pathlib.Path(__file__).parent.parent / "results"
 SCALE = 1.5  # pixels a point; a report's own PNGs have three
@@ -108,7 +108,7 @@ def part(study: str, results: Mapping) -> str:
     lines.append(f"| {claim.what} | {_shown(ours)} | {claim.value:g} ({claim.source}) | {said} |")
   flops = power(sum(row["flops_6ND"] for row in rows)).replace("×", "x")
   about = STUDIES[study]
-  lines += ["", f"{len(rows)} runs, {flops} FLOPs (6ND) in all, {about.cost}: "
+  lines += ["", f"{number_of(len(rows), 'run')}, {flops} FLOPs (6ND) in all, {about.cost}: "
             f"`python -m experiments {about.command}`", ""]  # fmt: skip
   lines += [f"![{name}]({study}/{name}.png)" for name in about.figures]
   return "\n".join(lines)

@@ -40,6 +40,25 @@ def suggest(name: str, names) -> str:
   return f"choose from {', '.join(dict.fromkeys(n.split('.')[0] for n in names))}"
 
 
+def number_of(n: int, noun: str, spec: str = "") -> str:
+  """`1 run`, `2 runs`, `0 entries`: a count and what is counted, in the singular for one.
+
+  Args:
+    spec: how the number is written, such as "," for 10,240.
+  """
+  if n != 1:
+    vowel = noun[-2:-1] in "aeiou"
+    ending = (
+      "ies"
+      if noun.endswith("y") and not vowel
+      else "es"
+      if noun.endswith(("s", "x", "ch"))
+      else "s"
+    )
+    noun = f"{noun[:-1] if ending == 'ies' else noun}{ending}"
+  return f"{n:{spec}} {noun}"
+
+
 def whole_number(text: str) -> int | None:
   """The number that up to 18 digits 0 to 9 are; None for any other text."""
   return int(text) if re.fullmatch("[0-9]{1,18}", text) else None

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lm.config.errors import ConfigError
+from lm.config.errors import ConfigError, number_of
 from lm.config.schema import DataConfig
 from lm.data import order
 from lm.data.cache import Corpus
@@ -257,7 +257,7 @@ def cut_documents(store: TokenStore, max_tokens: int | None) -> tuple[int, int]:
   if best[0] == 0:
     raise ConfigError(
       f"eval.tokens={max_tokens}: the first document of {store.name} has "
-      f"{store.offsets[1]} tokens; use at least as many, or None for all"
+      f"{number_of(store.offsets[1], 'token')}; use at least as many, or None for all"
     )
   return best
 

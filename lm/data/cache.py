@@ -14,7 +14,7 @@ import pathlib
 import sys
 from collections.abc import Callable, Iterator
 
-from lm.config.errors import ConfigError
+from lm.config.errors import ConfigError, number_of
 from lm.config.schema import DataConfig
 from lm.data import cleaning, folders, overlap, sources, tokenizers
 from lm.data.sources.digest import hash_of
@@ -258,7 +258,9 @@ def _read_counts(folder: pathlib.Path) -> dict:
 def _dropped(name: str, counts: dict[str, int]) -> list[str]:
   """A line on what was left out, if anything was."""
   out = ", ".join(f"{n:,} {REASONS[why]}" for why, n in counts.items() if why != "read" and n)
-  return [f"{name}: {counts['read']:,} documents read; left out: {out}"] if out else []
+  return (
+    [f"{name}: {number_of(counts['read'], 'document', ',')} read; left out: {out}"] if out else []
+  )
 
 
 def _check_sides(spool: Spool, cfg: DataConfig) -> None:

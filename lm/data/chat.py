@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lm.config.errors import ConfigError
+from lm.config.errors import ConfigError, number_of
 from lm.config.schema import Config
 from lm.data import cleaning, order, tokenizers
 from lm.data.sources import parse_spec, split_entry
@@ -128,7 +128,8 @@ def read_side(cfg: Config, tokenizer: Any, specs: Sequence[str], name: str, key:
       if len(tokens) > cfg.model.seq_len:
         if cfg.objective.too_long == "refuse":
           raise ConfigError(
-            f"{key}={spec}: {place} has {len(tokens)} tokens and model.seq_len={cfg.model.seq_len}; "
+            f"{key}={spec}: {place} has {number_of(len(tokens), 'token')} and "
+            f"model.seq_len={cfg.model.seq_len}; "
             "raise it, or set objective.too_long to cut or drop"
           )
         if cfg.objective.too_long == "drop":

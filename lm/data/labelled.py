@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lm.config.errors import ConfigError
+from lm.config.errors import ConfigError, number_of
 from lm.config.schema import Config, DataConfig
 from lm.data import augment, cleaning, folders, order, sources, tokenizers
 from lm.data.cache import CLEANING, SPLIT, check_unchanged, tokenizer_identity
@@ -160,7 +160,7 @@ def open_labelled(cfg: Config, graded: bool = False, quiet: bool = False) -> Lab
   if labels is not None and wanted != len(labels):
     shown = ", ".join(labels[:LISTED]) + (", ..." if len(labels) > LISTED else "")
     raise ConfigError(
-      f"objective.classes={wanted}: the training texts have {len(labels)} labels ({shown}); use "
+      f"objective.classes={wanted}: the training texts have {number_of(len(labels), 'label')} ({shown}); use "
       f"{len(labels)}"
     )
   stores = [_open(folder / name, name) for name in ("train", "val")]
@@ -383,7 +383,8 @@ class LabelledEval:
     )
     if not self.n:
       raise ConfigError(
-        f"eval.tokens={max_tokens}: the first record of {self.store.name} has {sums[0]} tokens; use at least "
+        f"eval.tokens={max_tokens}: the first record of {self.store.name} has "
+        f"{number_of(sums[0], 'token')}; use at least "
         "as many, or None for all"
       )
     self.facts = {"tokens": int(sums[self.n - 1]), "texts": self.n}
@@ -409,7 +410,7 @@ def check_lengths(store: Store, cfg: Config) -> None:
     text = store.string(store.k * longest)
     raise ConfigError(
       f"model.seq_len={cfg.model.seq_len}: {n} of {store.n_docs} records of {store.name} are longer, up to "
-      f"{lengths[longest]} tokens ({text[:40]!r}...); raise it, or "
+      f"{number_of(lengths[longest], 'token')} ({text[:40]!r}...); raise it, or "
       "cut them with data.truncate=True (of lm.evaluate: --truncate)"
     )
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lm.config.errors import ConfigError
+from lm.config.errors import ConfigError, number_of
 from lm.config.schema import Config, DataConfig
 from lm.data import cache, cleaning, folders, order, sources, tokenizers
 from lm.data.sources import parallel, reversed_words
@@ -396,7 +396,8 @@ class PairEval:
     n = len(total) if max_tokens is None else int(np.searchsorted(total, max_tokens, side="right"))
     if n == 0:
       raise ConfigError(
-        f"eval.tokens={max_tokens}: the first pair has {int(total[0])} tokens; use at least as many"
+        f"eval.tokens={max_tokens}: the first pair has {number_of(int(total[0]), 'token')}; "
+        "use at least as many"
       )
     room = _room(cfg)
     rows = pack_rows(lengths[:n], room) if cfg.data.pack else [[i] for i in range(n)]

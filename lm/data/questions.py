@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lm.config.errors import ConfigError
+from lm.config.errors import ConfigError, number_of
 from lm.config.schema import Config
 from lm.data import records
 from lm.data.records import Form, Records, Store
@@ -348,7 +348,8 @@ class QuestionEval:
     )
     if not self.n:
       raise ConfigError(
-        f"eval.tokens={max_tokens}: the first question of {each.store.name} has {sums[0]} tokens in its "
+        f"eval.tokens={max_tokens}: the first question of {each.store.name} has "
+        f"{number_of(sums[0], 'token')} in its "
         "windows; use at least as many, or None for all"
       )
     self.n_windows = int(ends[self.n - 1])
@@ -394,7 +395,8 @@ def check_lengths(store: Store, cfg: Config) -> None:
     n = int((sizes > most).sum())
     raise ConfigError(
       f"objective.question_tokens={most}: {n} of {len(sizes)} questions of {store.name} are longer, up to "
-      f"{sizes[longest]} tokens ({text[:40]!r}...); raise it, or set data.truncate=True to cut them"
+      f"{number_of(sizes[longest], 'token')} ({text[:40]!r}...); raise it, or set "
+      "data.truncate=True to cut them"
     )
 
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lm.config.errors import ConfigError
+from lm.config.errors import ConfigError, number_of
 from lm.config.schema import Config, DataConfig, neutral_values
 from lm.data import folders, order, sources, tokenizers
 from lm.data.cache import CLEANING, SPLIT, check_unchanged, tokenizer_identity
@@ -168,7 +168,8 @@ def split(
     val = [rows[i] for _, i in chosen]
   if not train or not val:
     raise ConfigError(
-      f"data.val_fraction={cfg.val_fraction}: leaves {len(train)} records to train on and {len(val)} held "
+      f"data.val_fraction={cfg.val_fraction}: leaves {number_of(len(train), 'record')} to "
+      f"train on and {len(val)} held "
       "out; change it, or give more records"
     )
   return train, val

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lm.config.errors import ConfigError, whole_number
+from lm.config.errors import ConfigError, number_of, whole_number
 from lm.config.schema import Config
 from lm.data import records
 from lm.data.labelled import LISTED, sorted_labels
@@ -88,7 +88,8 @@ def _of_columns(path: str, columns: tuple[int, int], where: str) -> Iterator[Sen
       for column, what, key in zip(columns, ("word", "tag"), ("text", "label"), strict=True):
         if column >= len(fields) or not fields[column]:
           raise ConfigError(
-            f"data.{key}_field={column}: {path}:{number} has no {what} there but {len(fields)} columns; "
+            f"data.{key}_field={column}: {path}:{number} has no {what} there but "
+            f"{number_of(len(fields), 'column')}; "
             "mend the line, or name another column (from 0)"
           )
       words.append(fields[columns[0]])
@@ -115,7 +116,8 @@ class _Lists(Fields):
     if len(words) != len(tags):
       (_, _), (name, key) = self.keys.items()
       raise ConfigError(
-        f"{key}={name}: {place} has {len(words)} words and {len(tags)} tags; give as many of each"
+        f"{key}={name}: {place} has {number_of(len(words), 'word')} and {len(tags)} tags; give "
+        "as many of each"
       )
     return Sentence(place, words, tags)
 
@@ -349,7 +351,8 @@ class TaggedEval:
     )
     if not self.n:
       raise ConfigError(
-        f"eval.tokens={max_tokens}: the first sentence of {each.store.name} has {sums[0]} tokens; use at "
+        f"eval.tokens={max_tokens}: the first sentence of {each.store.name} has "
+        f"{number_of(sums[0], 'token')}; use at "
         "least as many, or None for all"
       )
     words = int(each.store["word_offsets"][self.n])
@@ -375,7 +378,7 @@ def check_lengths(store: Store, cfg: Config) -> None:
     text = store["text"][begin:end].tobytes().decode()
     raise ConfigError(
       f"model.seq_len={cfg.model.seq_len}: {n} of {len(sizes)} sentences of {store.name} are longer, up to "
-      f"{sizes[longest]} tokens ({text[:40]!r}...); raise it, or "
+      f"{number_of(sizes[longest], 'token')} ({text[:40]!r}...); raise it, or "
       "cut them with data.truncate=True (of lm.evaluate: --truncate)"
     )
 

@@ -18,6 +18,7 @@ import shlex
 from collections.abc import Sequence
 
 from lm.config.command_line import Parser, run_main
+from lm.config.errors import number_of
 from lm.hf.runs import export_run, import_run
 from lm.models.registry import family_of, make_model
 from lm.runs import bucket
@@ -50,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
   if options.verb == "import":
     tokenizer = None if options.tokenizer is None else pathlib.Path(options.tokenizer)
     cfg = import_run(pathlib.Path(options.source), workdir, options.config, tokenizer)
-    print(f"imported: {workdir} ({cfg.model.depth} layers, width {cfg.model.width})")
+    print(f"imported: {workdir} ({number_of(cfg.model.depth, 'layer')}, width {cfg.model.width})")
     place = shlex.quote(str(workdir))
     if family_of(cfg.model).init_cache:
       print(f'try: python -m lm.generate --workdir {place} --prompt "The "')

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lm.config.errors import ConfigError
+from lm.config.errors import ConfigError, number_of
 from lm.config.schema import ModelConfig
 from lm.models.registry import family_of, make_model
 
@@ -90,7 +90,7 @@ def check_lengths(cfg: Any, longest: int, max_new: int) -> None:
   if family_of(cfg).reads_source:
     if longest > cfg.seq_len:
       raise ConfigError(
-        f"prompt=({longest} tokens): a source must fit the model's model.seq_len={cfg.seq_len}; "
+        f"prompt=({number_of(longest, 'token')}): a source must fit the model's model.seq_len={cfg.seq_len}; "
         "shorten it"
       )
     if max_new > cfg.target_len:
@@ -99,7 +99,7 @@ def check_lengths(cfg: Any, longest: int, max_new: int) -> None:
       )
   elif longest + max_new > cfg.seq_len:
     raise ConfigError(
-      f"tokens={max_new}: prompt ({longest} tokens) and new tokens must fit the model's "
+      f"tokens={max_new}: prompt ({number_of(longest, 'token')}) and new tokens must fit the model's "
       f"{cfg.seq_len} positions; use at most {max(cfg.seq_len - longest, 0)} or a shorter prompt"
     )
 

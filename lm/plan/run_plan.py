@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from lm.config.errors import ConfigError
+from lm.config.errors import ConfigError, number_of
 from lm.config.schema import Config
 from lm.cost.flops import SHOWN, run_flops_per_token
 from lm.cost.memory import memory_bytes
@@ -158,7 +158,7 @@ def show(plan: Plan) -> str:
   counts, unit = plan.parameters, plan.unit
   lines = [
     f"parameters  {counts.total:,} ({counts.non_embedding:,} non-embedding)",
-    f"budget      {plan.steps:,} steps, {plan.tokens:,} {unit}, "
+    f"budget      {number_of(plan.steps, 'step', ',')}, {plan.tokens:,} {unit}, "
     f"{plan.tokens_per_param:.3g} a parameter"
     + (f", {plan.seconds:g} s at {plan.tokens_per_sec:,.0f} {unit}/s" if plan.seconds else ""),
     "flops       " + ", ".join(f"{v:.3e} ({k})" for k, v in plan.flops.items()),

@@ -7,6 +7,7 @@ import json
 import pathlib
 from collections.abc import Mapping
 
+from lm.config.errors import number_of
 from lm.data.sources.digest import file_digest
 from lm.files import write_json
 
@@ -81,7 +82,7 @@ def find_damage(folder: pathlib.Path, contents: bool = True) -> str | None:
         return f"{name} is missing"
       found = path.stat().st_size
       if found != size:
-        return f"{name} has {found:,} bytes, not {size:,}"
+        return f"{name} has {number_of(found, 'byte', ',')}, not {size:,}"
       if contents and file_digest(path) != digest:
         return f"{name} is damaged (its checksum differs)"
   except (ValueError, TypeError, AttributeError, RecursionError):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 import jax
 import numpy as np
 
-from lm.config.errors import ConfigError
+from lm.config.errors import ConfigError, number_of
 from lm.files import read_lines
 from lm.plan import run_plan
 from lm.runs import bucket, rundir
@@ -70,7 +70,8 @@ def reproduce(
   needed = int(np.prod(list(vars(cfg.mesh).values())))
   if needed != jax.device_count():
     raise ConfigError(
-      f"reproduce={name}: was trained on {needed} devices, here are {jax.device_count()}; equal bits need "
+      f"reproduce={name}: was trained on {number_of(needed, 'device')}, here are "
+      f"{jax.device_count()}; equal bits need "
       "as many"
     )
   kind = kind_of(cfg)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from lm.config.errors import ConfigError
+from lm.config.errors import ConfigError, number_of
 from lm.config.schema import Config
 from lm.cost.flops import run_flops_per_token
 from lm.data.tokenizers import save_tokenizer
@@ -127,7 +127,8 @@ class RunWriter:
       self._about["missing_steps"] = missing
       write_json(self.workdir / "run.json", self._about)
       print(
-        f"{self.workdir / 'metrics.jsonl'}: lacks {len(missing)} steps up to the checkpoint's {start} "
+        f"{self.workdir / 'metrics.jsonl'}: lacks {number_of(len(missing), 'step')} up to the "
+        f"checkpoint's {start} "
         f"({show_steps(missing)}), which were logged once; they stay missing, as run.json records",
         file=sys.stderr,
       )

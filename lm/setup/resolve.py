@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from lm.config.errors import ConfigError, check_divisible
+from lm.config.errors import ConfigError, check_divisible, number_of
 from lm.config.schema import Config, MeshConfig, ModelConfig
 from lm.cost.flops import run_flops_per_token
 from lm.cost.parameters import run_counts, weights
@@ -78,7 +78,7 @@ def resolve_model(model: ModelConfig, vocab_size: int) -> ModelConfig:
   """
   if model.vocab_size is not None and model.vocab_size < vocab_size:
     raise ConfigError(
-      f"model.vocab_size={model.vocab_size}: must hold the tokenizer's {vocab_size} entries; "
+      f"model.vocab_size={model.vocab_size}: must hold the tokenizer's {number_of(vocab_size, 'entry')}; "
       f"use {vocab_size} or None"
     )
   return family_of(model).resolve(model, vocab_size)
@@ -108,7 +108,8 @@ def schedule_steps(cfg: Config) -> tuple[int, int, int]:
   decay = round(optim.decay_frac * steps)
   if optim.schedule == "wsd" and round(warmup) + decay > steps:
     raise ConfigError(
-      f"optim.decay_frac={optim.decay_frac}: warm-up ({round(warmup)} steps) and decay ({decay}) "
+      f"optim.decay_frac={optim.decay_frac}: warm-up ({number_of(round(warmup), 'step')}) "
+      f"and decay ({decay}) "
       f"overlap in {steps} steps, so the peak rate is never reached; use at most "
       f"{max(0, steps - round(warmup)) / steps:.3g}"
     )
