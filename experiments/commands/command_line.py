@@ -99,7 +99,9 @@ def _plan(command: Parser) -> None:
 
 def _speed(command: Parser, probe: str) -> None:
   command.add_argument("--chip", help="plan: for a chip of lm/devices/chips.py, for example v5e")
-  command.add_argument("--mfu", type=float, help="its utilisation, exact convention (default 0.4)")
+  command.add_argument(
+    "--mfu", type=float, help="its utilisation, exact convention (default: that of published runs)"
+  )
   command.add_argument(
     "--probe", default=probe, choices=("auto", "again", "never"),
     help=f"plan: measure this machine's speed: where it is not known | anew | never (default {probe})",

@@ -26,6 +26,7 @@ from experiments.sweep import halving as halvings
 from experiments.sweep import sweep
 from lm.config.command_line import check_page
 from lm.config.errors import ConfigError, check_within, number_of
+from lm.cost.parameters import run_counts
 from lm.runs import bucket, rundir
 
 RUN_COLUMNS = {
@@ -76,8 +77,9 @@ def show_plan(
   slots = [places.Slot({}, None)]
   _check_speed(options)
   if options.chip:
-    mfu = 0.4 if options.mfu is None else options.mfu
-    speed = throughput.from_chip(options.chip, mfu, members[0].cfg.model.dtype)
+    n_params = max(run_counts(m.cfg).total for m in members)
+    dtype = members[0].cfg.model.dtype
+    speed = throughput.from_chip(options.chip, options.mfu, dtype, n_params)
   elif options.probe == "never":
     speed = None
   else:

@@ -12,6 +12,7 @@ from experiments.sweep.sweep import Member, devices_needed, units_per_row, vocab
 from lm.config.errors import ConfigError, suggest
 from lm.config.schema import Config
 from lm.cost.memory import memory_bytes
+from lm.cost.parameters import run_counts
 from lm.devices.chips import CHIPS
 from lm.devices.topology import SHAPES_2D, SHAPES_3D
 from lm.setup.resolve import resolve
@@ -132,7 +133,7 @@ def find_family(text: str | None, offered: Sequence[str] = tuple(FAMILIES)) -> s
 
 
 def place(
-  members: Sequence[Member], name: str, chips: int | None, slices: int = 1, mfu: float = 0.4
+  members: Sequence[Member], name: str, chips: int | None, slices: int = 1, mfu: float | None = None
 ) -> Placement:
   """The smallest slice that holds a job, or the one that was asked for.
 
@@ -141,7 +142,7 @@ def place(
     name: a key of FAMILIES.
     chips: of one slice; None = the smallest that fits.
     slices: joined by the data-centre network.
-    mfu: predicted utilisation, exact convention.
+    mfu: predicted utilisation, exact convention; None = that of published runs.
 
   Raises:
     ConfigError: no slice of the family holds it, or its mesh does not divide over any.
@@ -196,7 +197,7 @@ def _stack_bytes(members: Sequence[Member], devices: int) -> float:
 
 def _placement(members, cfg, name, size, slices, needed, mfu) -> Placement:
   family = FAMILIES[name]
-  speed = throughput.from_chip(family.chip, mfu, cfg.model.dtype)
+  speed = throughput.from_chip(family.chip, mfu, cfg.model.dtype, run_counts(cfg).total)
   if len(members) > 1:
     devices = size * slices * family.per_chip
     seconds = sum(speed.seconds(m.cfg) for m in members) / min(len(members), devices)

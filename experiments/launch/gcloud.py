@@ -36,7 +36,7 @@ WORDS = {
   "vms": "names of TPU VMs that are there, with commas: nothing is created, jobs take turns on them",
   "stacked": "yes: runs of one program share a job",
   "patch": "yes: send changes that are not committed along",
-  "mfu": "predicted utilisation (default 0.4)",
+  "mfu": "predicted utilisation (default: that of published runs)",
 }
 LIVE = {"ACTIVE": "running"} | dict.fromkeys(
   ("ACCEPTED", "CREATING", "PROVISIONING", "WAITING_FOR_RESOURCES"), "queued"
@@ -175,7 +175,7 @@ class Gcloud:
     chips, slices = (
       jobs_.read_count(self._words, key, d) for key, d in (("chips", None), ("slices", 1))
     )
-    mfu = throughput.read_mfu(self._words.get("mfu", "0.4"))
+    mfu = throughput.read_mfu(self._words.get("mfu"))
     name = accelerators.find_family(self._words.get("chip"), OFFERED)
     return accelerators.place(job.members, name, chips, slices, mfu)
 

@@ -36,7 +36,7 @@ WORDS = {
   "spot": "yes: on spot nodes",
   "stacked": "yes: runs of one program share a job",
   "patch": "yes: send changes that are not committed along",
-  "mfu": "predicted utilisation (default 0.4)",
+  "mfu": "predicted utilisation (default: that of published runs)",
   "restarts": "of the whole job after a failure or a preemption (default 10)",
 }
 PORT = 8476
@@ -62,7 +62,7 @@ class JobSet:
     """The slices of a job."""
     chips = jobs_.read_count(self._words, "chips")
     slices = jobs_.read_count(self._words, "slices", 1)
-    mfu = throughput.read_mfu(self._words.get("mfu", "0.4"))
+    mfu = throughput.read_mfu(self._words.get("mfu"))
     name = accelerators.find_family(self._words.get("chip"))
     return accelerators.place(job.members, name, chips, slices, mfu)
 

@@ -29,7 +29,7 @@ WORDS = {
   "spot": "yes or no (default yes): spot machines, recovered when they are preempted",
   "stacked": "yes: runs of one program share a job",
   "patch": "yes: send changes that are not committed along",
-  "mfu": "predicted utilisation (default 0.4)",
+  "mfu": "predicted utilisation (default: that of published runs)",
   "restarts": "of a job whose process fails by itself (default 0)",
 }
 LIVE = {"PENDING": "queued", "SUBMITTED": "queued", "STARTING": "queued", "RECOVERING": "queued",
@@ -54,7 +54,7 @@ class SkyPilot:
   def place(self, job: Job) -> Placement:
     """The slice or GPUs of a job."""
     chips = jobs_.read_count(self._words, "chips")
-    mfu = throughput.read_mfu(self._words.get("mfu", "0.4"))
+    mfu = throughput.read_mfu(self._words.get("mfu"))
     name = accelerators.find_family(self._words.get("chip"), OFFERED)
     return accelerators.place(job.members, name, chips, mfu=mfu)
 

@@ -26,6 +26,7 @@ from experiments.launch.locks import Lock
 from experiments.sweep.sweep import Member, devices_needed
 from lm.config.errors import ConfigError, whole_number
 from lm.cost.memory import memory_bytes
+from lm.cost.parameters import run_counts
 
 PASSED_ON = ("partition", "account", "qos", "constraint", "reservation", "time", "mem", "exclude")
 WORDS = {
@@ -33,7 +34,7 @@ WORDS = {
   "gpus_per_node": "GPUs of a node, 0 for CPUs (default: what sinfo says of the partition)",
   "cpus_per_task": "cores of each device's task (default 1)",
   "chip": "a chip of lm/devices/chips.py: gives the time limit and the price, and refuses what does not fit",
-  "mfu": "its utilisation (default 0.4)",
+  "mfu": "its utilisation (default: that of published runs)",
   "stacked": "yes: runs of one program share a job",
   "setup": "a shell line before each job, for example: module load cuda",
   "python": "interpreter on the nodes (default: this one)",
@@ -172,8 +173,9 @@ class Slurm:
     """Of the chip that was named."""
     if "chip" not in self._words:
       return None
-    mfu = throughput.read_mfu(self._words.get("mfu", "0.4"))
-    return throughput.from_chip(self._words["chip"], mfu, job.members[0].cfg.model.dtype)
+    mfu = throughput.read_mfu(self._words.get("mfu"))
+    n_params = max(run_counts(m.cfg).total for m in job.members)
+    return throughput.from_chip(self._words["chip"], mfu, job.members[0].cfg.model.dtype, n_params)
 
   def _seconds(self, job: Job) -> float | None:
     """The predicted time of a job."""

@@ -25,7 +25,7 @@ from experiments.sweep.sweep import Member, Run, asked_config, open_data, resolv
 from lm.config.errors import ConfigError
 from lm.config.schema import BUDGETS, Config
 from lm.cost.flops import run_flops_per_token
-from lm.devices import chips
+from lm.devices import chips, published
 from lm.files import write_json
 from lm.runs import speed
 from lm.setup.resolve import kind_of, tokens_per_step
@@ -77,13 +77,14 @@ class Speed:
     return self.overhead + (per_token * cfg.train.tokens + evaluated) / rate
 
 
-def from_chip(name: str, mfu: float, dtype: str) -> Speed:
+def from_chip(name: str, mfu: float | None, dtype: str, n_params: float = 0.0) -> Speed:
   """The speed of a chip of lm.chips at a given utilisation (exact convention).
 
   Args:
     name: a key of CHIPS or a part of one: "v5e", "h100"; a whole word before a part of one.
-    mfu: in (0, 1].
+    mfu: in (0, 1]; None: what published runs of that size reach there (lm.devices.published).
     dtype: of the matmuls.
+    n_params: of the largest run.
   """
   part = name.lower()
   found = [key for key in chips.CHIPS if part in (key.lower(), *key.lower().split())]
@@ -93,6 +94,8 @@ def from_chip(name: str, mfu: float, dtype: str) -> Speed:
       f"chip={name}: must name one of {', '.join(chips.CHIPS)}; "
       + (f"{' or '.join(found)}?" if found else "add its row to lm/chips.py")
     )
+  if mfu is None:
+    mfu = published.utilisation(found[0], n_params)
   if not 0 < mfu <= 1:
     raise ConfigError(f"mfu={mfu}: must be in (0, 1]; try 0.4")
   chip = chips.CHIPS[found[0]]
@@ -102,8 +105,10 @@ def from_chip(name: str, mfu: float, dtype: str) -> Speed:
   )
 
 
-def read_mfu(text: str) -> float:
-  """A utilisation from text; ConfigError where it is no number."""
+def read_mfu(text: str | None) -> float | None:
+  """A utilisation from text, None where there is none; ConfigError where it is no number."""
+  if text is None:
+    return None
   try:
     return float(text)
   except ValueError:

@@ -99,10 +99,14 @@ def find_chip(device_kind: str) -> Chip | None:
   >>> find_chip("NVIDIA H100 80GB HBM3").hbm
   80000000000.0
   """
-  for chip in CHIPS.values():
-    if any(part in device_kind for part in chip.device_kinds):
-      return chip
-  return None
+  name = name_of(device_kind)
+  return None if name is None else CHIPS[name]
+
+
+def name_of(device_kind: str) -> str | None:
+  """The key of CHIPS for jax.Device.device_kind; None where it has none."""
+  matches = (n for n, chip in CHIPS.items() if any(k in device_kind for k in chip.device_kinds))
+  return next(matches, None)
 
 
 def peak_flops(device_kind: str, dtype: str) -> float | None:

@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 
 from lm.config.schema import Config
 from lm.cost.flops import SHOWN, mfu, run_flops_per_token, xla_flops
-from lm.devices import chips, topology
+from lm.devices import chips, published, topology
 from lm.devices.chips import Chip
 from lm.plan import hlo
 from lm.plan.collectives import Collective, collectives, mesh_axes
@@ -42,6 +42,7 @@ def examine(cfg: Config, mesh: Mesh) -> dict[str, object]:
     lower_seconds, compile_seconds; bytes {kind: on each device}, hbm, fits, error (XLA's words where
     the program does not fit, and nothing below then); flops of a step on all devices {ours: by
     convention, xla, matmul, xla_loops_once}; bytes_moved and unknown_loops on each device;
+    published_mfu of large runs on that chip, None where there are none;
     collectives, warnings; roofline {compute, memory, network, exposed, step, serial} in seconds,
     mfu, tokens_per_sec, hours and dollars of the whole run: None where the chip is not in lm.devices.chips.
     Where rows grow (data.length_curriculum) the step is one of full rows, and all are taken to be such.
@@ -72,6 +73,7 @@ def examine(cfg: Config, mesh: Mesh) -> dict[str, object]:
   done = work(program)
   links = summarize(collectives(program, mesh.size), chip, mesh)
   facts |= {
+    "published_mfu": published.UTILISATION.get(chips.name_of(devices[0].device_kind) or ""),
     "bytes": sizes,
     "fits": None if chip is None else sum(sizes.values()) <= chip.hbm,
     "flops": {

@@ -236,11 +236,16 @@ def _time_lines(found: Mapping[str, object]) -> list[str]:
   t = {name: f"{1000 * seconds:,.1f}" for name, seconds in found["roofline"].items()}
   dollars = found["dollars"]
   price = "no list price is published" if dollars is None else f"{dollars:,.0f} USD at list price"
+  reached, bound, longer = found["published_mfu"], found["mfu"], []
+  if isinstance(reached, float) and isinstance(bound, float) and bound > reached:
+    factor = bound / reached
+    longer = [f"            published runs there reach {reached:.0%}: {factor:.2f} times as long"]
   return [
     f"step        {t['step']} ms at the roofline: matrix products {t['compute']}, memory {t['memory']}, "
     f"the longer of them op by op {t['chip']}; network {t['network']}, not hidden {t['exposed']}",
     f"            {t['serial']} ms if nothing overlapped",
     f"speed       {found['tokens_per_sec']:,.0f} tokens/s, MFU {found['mfu']:.1%} (exact)",
+    *longer,
     f"run         {found['hours']:,.1f} hours, {price}",
   ]
 
