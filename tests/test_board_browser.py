@@ -275,6 +275,27 @@ def test_runs_of_one_budget_begin_with_what_is_swept_as_colour_and_axis(chromium
   page.close()
 
 
+def test_one_record_is_a_dot_failed_runs_set_no_range_and_nothing_is_said_so(
+  chromium, root, tmp_path
+):
+  rows = [dict(r) for r in read_ledger(str(root))]
+  one = next(i for i, r in enumerate(rows) if r["status"] == "done" and r.get("curve"))
+  rows[one]["curve"] = {k: v[:1] for k, v in rows[one]["curve"].items()}
+  for i, row in enumerate(rows):
+    row["flops"] = 0.0 if row["status"] == "failed" else 1e12 * (1 + i)
+  page = chromium.new_page()
+  page.goto(board.write_board(Ledger(tuple(rows)), str(tmp_path / "b.html")).as_uri())
+  assert any(r["status"] == "failed" for r in rows)
+  name = json.dumps(rows[one]["name"])
+  assert page.evaluate(f"plots.curves.content.series.find((s) => s.id === {name}).dots") > 0
+  assert "0.00e0" not in page.text_content("#legend")
+  filter_by(page, "nothing_is_called_this")
+  assert "no run meets the filter" in page.text_content("#curves")
+  page.goto(board.write_board(Ledger(()), str(tmp_path / "none.html")).as_uri())
+  assert "no runs here yet" in page.text_content("#curves")
+  page.close()
+
+
 def test_the_law_in_the_page_is_what_scipy_finds(chromium, tmp_path):
   rng = np.random.default_rng(3)
   n, d = (10 ** rng.uniform(low, high, 60) for low, high in ((6, 8), (8, 10)))

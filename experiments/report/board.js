@@ -139,7 +139,7 @@ function ramp(share) {
 }
 
 function palette() {
-  const key = el("color").value, names = NAMED[theme()], grey = GREYS[theme()], rows = BOARD.rows.filter((r) => known(r[key]));
+  const key = el("color").value, names = NAMED[theme()], grey = GREYS[theme()], rows = BOARD.rows.filter((r) => known(r[key]) && !(bad(r) && isNumber(key)));  // a failed run has 0 FLOPs
   let legend = [], of = () => ramp(0.55);
   if (key && rows.length) {
     const values = [...new Set(rows.map((r) => r[key]))];
@@ -327,7 +327,7 @@ function curveSeries() {
   if (el("seeds").checked) return seedSeries(lines, x, y, logx, paint);
   const wanted = state.pins.size ? state.pins.size : lines.length, banded = el("bands").checked && wanted <= BANDS;
   return lines.map(({ row, curve }) => {
-    const pinned = state.pins.has(row.name), back = state.pins.size && !pinned, dots = curve.x.length < 30 && y.startsWith("eval/");
+    const pinned = state.pins.has(row.name), back = state.pins.size && !pinned, dots = curve.x.length === 1 || (curve.x.length < 30 && y.startsWith("eval/"));
     const span = logx ? 1 : Math.max(...curve.x) / 4;  // a linear axis counts as four decades
     const line = width > 0 && x in AXES && !y.startsWith("eval/") ? smooth(curve.x, curve.y, width * span, logx) : curve.y;
     return {
@@ -343,6 +343,7 @@ function curveSeries() {
   });
 }
 
+const empty = (otherwise) => (!BOARD.rows.length ? "no runs here yet" : !visible.length ? "no run meets the filter" : otherwise);
 const precise = (v) => (Math.abs(v) >= 1e4 || (v !== 0 && Math.abs(v) < 1e-3) ? power(v) : Math.abs(v) < 10 ? v.toFixed(4) : String(+v.toPrecision(5)));
 
 function seedSeries(lines, x, y, logx, paint) {  // mean and standard deviation over runs that differ in seeds only
@@ -390,7 +391,7 @@ function endsContent() {
   const rows = visible.filter((r) => Number.isFinite(r[x]) && Number.isFinite(r[y]) && (!el("slogx").checked || r[x] > 0) && (!el("slogy").checked || r[y] > 0)).map((row) => ({ row }));
   el("say").textContent = rows.some((p) => bad(p.row)) ? "hollow: failed runs" : "";
   return { series: dots(rows, (p) => p.row[x], (p) => p.row[y], (p) => `${x} ${text(x, p.row[x])} · ${y} ${text(y, p.row[y])}`),
-    x: axisOf(x, el("slogx").checked, state.szoom?.x), y: axisOf(y, el("slogy").checked, state.szoom?.y), label: `${y} against ${x}, a dot for each run`, nothing: "these runs lack one of the two" };
+    x: axisOf(x, el("slogx").checked, state.szoom?.x), y: axisOf(y, el("slogy").checked, state.szoom?.y), label: `${y} against ${x}, a dot for each run`, nothing: empty("these runs lack one of the two") };
 }
 
 function isoflopContent(dots) {
@@ -515,7 +516,7 @@ function recall() {
 function drawCharts() {
   const x = el("x").value, y = el("y").value;
   plots.curves.set({ series: curveSeries(), x: axisOf(x, el("logx").checked, state.zoom?.x), y: axisOf(y, el("logy").checked, state.zoom?.y),
-    label: `${y} against ${x}, a line for each run`, nothing: "these runs have no record of one of the two" });
+    label: `${y} against ${x}, a line for each run`, nothing: empty("these runs have no record of one of the two") });
   plots.ends.set(endsContent());
   el("unzoom").hidden = !state.zoom && !state.szoom;
   remember();
