@@ -296,6 +296,10 @@ def check_kit(kit, drawn, law):
 
 def test_latex_of_what_pages_write():
   assert paper.latex("a_b 5 % &lt;x&gt; 10⁻³") == r"a\_b 5 \% $<$x$>$ 10$^{-3}$"
+  assert paper.latex("a in N* ~ C^a") == r"a in N$^{*}$ $\sim$ C$^{a}$"
+  assert paper.latex("A / N^alpha + B*D^-b, D*/N*") == (
+    r"A / N$^{\alpha}$ + B*D$^{-b}$, D$^{*}$/N$^{*}$"
+  )
   table = paper.latex_table("N & D", ["run", "N"], [["w=1", "1.2M"], ["w_2", ""]], "tab:1")
   assert r"\begin{tabular}{lr}" in table and r"w\_2 &  \\" in table and r"N \& D" in table
 

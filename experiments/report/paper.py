@@ -29,6 +29,7 @@ SIGNS = {
 }  # fmt: skip
 SPECIAL = {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}
 SPECIAL |= {c: f"\\{c}" for c in "&%$#_{}"} | {"<": "$<$", ">": "$>$"}
+GREEK = re.compile(r"\b(alpha|beta|gamma|delta|eta|sigma)\b")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,8 +250,13 @@ def _words(markup: str) -> str:
     lambda m: "\0" + "".join(RAISED[c] for c in m[0]) + "\1",
     text,
   )
+  # N^alpha and N* are raised, as N⁰ is, and a ~ between words says "goes as"
+  text = re.sub(r"(?<=\w)\^(-?\w+)", lambda m: "\0" + GREEK.sub("\2\\g<0>", m[1]) + "\1", text)
+  text = re.sub(r"(?<=[A-Z])\*(?!\w)", "\0*\1", text).replace(" ~ ", " \3 ")
   text = "".join(SPECIAL.get(c, SIGNS.get(c, c)) for c in text)
-  return text.replace("\0", "$^{").replace("\1", "}$")
+  for mark, written in (("\0", "$^{"), ("\1", "}$"), ("\2", "\\"), ("\3", "$\\sim$")):
+    text = text.replace(mark, written)
+  return text
 
 
 def latex_table(
