@@ -1,6 +1,7 @@
 """Back ends in the cloud: what they would create, byte by byte, and programs that stand for the clouds'."""
 
 import copy
+import dataclasses
 import json
 import os
 import pathlib
@@ -204,6 +205,17 @@ def test_a_dry_run_names_the_runs_and_ends_with_what_all_of_them_cost(on, commit
 def test_skypilot_tasks_are_as_written(chip, committed):
   text = skypilot.make(asked(chip=chip, mfu=0.5), [member()]).dry_run([member()])
   same_as_golden(f"skypilot-{chip}.yaml", text)
+
+
+def test_jobs_that_log_to_wandb_get_its_key_by_name_alone(committed, monkeypatch):
+  members = [member(Run("a", {}, SMOKE))]
+  told = dataclasses.replace(asked(chip="v5e"), settings={"log.wandb": "auto"})
+  monkeypatch.setenv("WANDB_API_KEY", "verysecret")
+  text = skypilot.make(told, members).dry_run(members)
+  assert yaml.safe_load(text)["secrets"] == {"WANDB_API_KEY": None} and "verysecret" not in text
+  assert "secrets" not in skypilot.make(asked(chip="v5e"), members).dry_run(members)
+  monkeypatch.delenv("WANDB_API_KEY")
+  assert "secrets" not in skypilot.make(told, members).dry_run(members)
 
 
 def test_a_stack_is_one_task_with_its_file(committed):

@@ -7,6 +7,7 @@ SkyPilot on a new machine, and train.py goes on from the last checkpoint in the 
 
 import json
 import math
+import os
 import pathlib
 import shutil
 import subprocess
@@ -32,6 +33,7 @@ WORDS = {
   "mfu": "predicted utilisation (default: that of published runs)",
   "restarts": "of a job whose process fails by itself (default 0)",
 }
+KEY = "WANDB_API_KEY"
 LIVE = {"PENDING": "queued", "SUBMITTED": "queued", "STARTING": "queued", "RECOVERING": "queued",
         "RUNNING": "running", "WINDING_DOWN": "running", "CANCELLING": "running"}  # fmt: skip
 
@@ -72,7 +74,8 @@ class SkyPilot:
         (folder / path).write_text(content, encoding="utf-8")
       file = folder / f"{name}.yaml"
       file.write_text(as_yaml(self.task(job, placement, code, folder)), encoding="utf-8")
-      out = _sky("jobs", "launch", "--yes", "--detach-run", "--name", name, str(file))
+      words = ["jobs", "launch", "--yes", "--detach-run", "--name", name, *self._secrets()]
+      out = _sky(*words, str(file))
       if out.returncode:
         raise ConfigError(
           f"on=skypilot: sky refuses {file} ({_last(out)}); {len(tickets)} jobs submitted"
@@ -97,6 +100,11 @@ class SkyPilot:
       for job, where in zip(jobs, placed, strict=True)
     ]
     return "---\n".join(parts) + cloud.bill(placed) or "nothing to do"
+
+  def _secrets(self) -> list[str]:
+    """Words that hand this machine's key of W&B to jobs that log there; none where there is no key."""
+    wanted = self.asked.settings.get("log.wandb") in ("auto", "online")
+    return ["--secret", KEY] if wanted and KEY in os.environ else []
 
   def task(
     self, job: Job, placement: Placement, code: codes.Code, folder: pathlib.Path
@@ -133,6 +141,8 @@ class SkyPilot:
         "export JAX_NUM_PROCESSES=$SKYPILOT_NUM_NODES JAX_PROCESS_ID=$SKYPILOT_NODE_RANK",
       ]
     run.append(f"exec {cloud.script_lines(job)}")
+    if self._secrets():  # its value is given at launch, and never written
+      task["secrets"] = {KEY: None}
     task |= {"resources": resources, "file_mounts": mounts}
     return task | {"setup": "\n".join(setup) + "\n", "run": "\n".join(run) + "\n"}
 
