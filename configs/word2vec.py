@@ -8,7 +8,8 @@ Command:   python train.py --config configs/word2vec.py:skipgram --config.data.s
              --config.train.tokens=50_000_000
            python -m lm.evaluate --workdir runs/word2vec-skipgram --task similarity:wordsim353.tsv
 Hardware:  2 CPU cores
-Score:     python benchmarks/word_vectors.py sets it beside gensim's
+Score:     python benchmarks/word_vectors.py sets it beside gensim's; of a million words SGD in small steps
+           (its --rates) makes better vectors than Adam: benchmarks/README.md
 """
 
 from ml_collections import ConfigDict
