@@ -179,7 +179,7 @@ def test_a_bucket_that_is_missing_or_refused_is_one_line(s3, monkeypatch, capsys
     "check the address and your rights"
   )
   assert not s3.exists("isoflop-none")  # nor is a bucket made of a name that is misspelt
-  with pytest.raises(ConfigError, match=r"^root=s3://isoflop-none/x: no such directory; "):
+  with pytest.raises(ConfigError, match=r"^compare=s3://isoflop-none/x: no such directory; "):
     experiments("compare", "s3://isoflop-none/x", "s3://isoflop-none/y")
   with pytest.raises(ConfigError, match=r"^out=s3://isoflop-none/x.html: cannot be written \(The "):
     experiments("board", "--root", f"s3://{BUCKET}", "--out", "s3://isoflop-none/x.html")
@@ -191,7 +191,7 @@ def test_missing_credentials_are_one_line(s3, monkeypatch):
   type(s3).clear_instance_cache()
   for what, act in {
     "workdir": lambda: start(f"s3://{BUCKET}/runs/x"),
-    "root": lambda: experiments("show", f"s3://{BUCKET}/runs/x"),
+    "run": lambda: experiments("show", f"s3://{BUCKET}/runs/x"),
     "ledger": lambda: ledgers.load_ledger(f"s3://{BUCKET}/ledger.jsonl"),
     "export": lambda: ledgers.export(ledgers.Ledger(()), f"s3://{BUCKET}/ledger.csv"),
   }.items():

@@ -250,7 +250,7 @@ def test_help_ends_in_an_example_that_the_parser_accepts(name, capsys):
   [
     (["plan", "lr_swep"], "experiment=lr_swep: no such experiment; did you mean lr_sweep?"),
     (["plan", "lr_sweep", "--set", "seed"], "set=seed: must be key=value"),
-    (["plan", "lr_sweep", "--chip", "v9"], "chip=v9: must name one of TPU v6e"),
+    (["plan", "lr_sweep", "--chip", "v9"], "chip=v9: must name one of TPU7x"),
     (["plan", "lr_sweep", "--chip", "v5e", "--mfu", "2"], "mfu=2.0: must be in (0, 1]"),
     (["run", "--grid", "seed=1,2"], "grid=...: needs --config FILE"),
     (["run"], "name=(none): name an experiment (see list), or give --config"),

@@ -114,8 +114,8 @@ def test_a_sweep_whose_words_changed_is_refused_before_they_are_saved(root):
 @pytest.mark.parametrize(
   ("more", "said"),
   [
-    (["--stack", "0"], "stack=0: must be at least 1"),
-    (["--workers", "-1"], "workers=-1: must be at least 1"),
+    (["--stack", "0"], r"stack=0: must be in \[1, 4096\]"),
+    (["--workers", "-1"], r"workers=-1: must be in \[1, 4096\]"),
     (["--detach"], "detach=True: runs of --on local end with this command"),
     (["--seed", "-1"], r"seed=-1: must be in \[0, 2147483647\]"),
     (["--set", "train.steps=4", "--set", "train.steps=5"], "set=train.steps: is given twice"),
