@@ -197,9 +197,7 @@ def get_config() -> ConfigDict:
   train.tokens_per_param = None  # budget: tokens for each parameter (train.count says which)
   train.flops = None  # budget: floating-point operations (train.flops_convention)
   train.seconds = None  # budget: seconds of training steps at train.tokens_per_sec
-  train.tokens_per_sec = (
-    None  # speed that train.seconds counts with; None = measured when it begins
-  )
+  train.tokens_per_sec = None  # speed that train.seconds counts with; None = measured at first
   train.count = "total"  # parameters in tokens_per_param: total | non_embedding
   train.flops_convention = "6ND"  # 6ND | 6ND_nonembedding | exact
   train.noise_scale = False  # gradient noise scale, from train.accumulate >= 2 micro-batches
@@ -231,7 +229,7 @@ def get_config() -> ConfigDict:
   config.log = log = ConfigDict()
   log.every_steps = 10  # steps between lines of metrics.jsonl
   log.wandb = (
-    "auto"  # online | offline | disabled | auto: WANDB_MODE, else online with a key, else offline
+    "auto"  # WANDB_MODE, else online with a key, else offline | online | offline | disabled
   )
   log.wandb_project = None  # project in Weights & Biases; None = WANDB_PROJECT, else isoflop
   log.wandb_group = None  # group of runs there; sweeps set it

@@ -158,6 +158,25 @@ def test_a_probe_is_remembered_and_not_repeated(tmp_path, monkeypatch):
   assert len(calls) == 6
 
 
+def test_a_run_of_a_rule_is_probed_with_the_batch_that_the_rule_gives(tmp_path, monkeypatch):
+  """A damaged memory of probes is no memory."""
+  (tmp_path / "speed.json").write_text("[")
+  seen = []
+
+  def probe(member, slot):
+    seen.append(member.cfg)
+    return {"flops_per_step": 1e9, "flops_per_sec": 1e9, "overhead": 5.0, "compiling": 20.0}
+
+  monkeypatch.setattr(throughput, "_probe", probe)
+  monkeypatch.setattr(slots, "find_devices", lambda: slots.Devices("cpu", "cpu", 1))
+  settings = {"rules": "step_law", "train.tokens": 300_000_000, "train.tokens_per_param": None,
+              "data.tokenizer": "byte", "data.cache_dir": str(tmp_path)}  # fmt: skip
+  members = sweep.resolve_runs([Run("a", settings, "configs/ladder.py:0.1m")], tmp_path)
+  assert throughput.measured(members, slots.Slot({}, (0,)))
+  assert [cfg.train.batch_size for cfg in seen] == [members[0].cfg.train.batch_size] != [8]
+  assert throughput.remembered(members[0], slots.Slot({}, (0,)))
+
+
 # ---- Warnings ------------------------------------------------------------------------------------
 
 

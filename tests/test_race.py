@@ -491,7 +491,7 @@ def test_a_race_whose_runs_are_done_is_judged_and_goes_by_its_name(tmp_path, cap
 
 def test_a_race_with_failed_runs_exits_as_training_does(tmp_path, monkeypatch, capsys):
   """Whether the rest can be judged or not: exit code 1 is that of runs that failed."""
-  monkeypatch.setattr(racing.commands, "train", lambda *about, **more: 1)
+  monkeypatch.setattr(racing.running, "train", lambda *about, **more: 1)
   words = (*WORDS, "--seeds", "1", "--root", str(tmp_path))
   assert run_race(*words) == 1
   assert "needs finished runs of two recipes" in capsys.readouterr().err

@@ -4,7 +4,7 @@ import argparse
 import functools
 from collections.abc import Callable
 
-from experiments.commands import commands, racing, status, wandb_commands
+from experiments.commands import commands, racing, running, status, wandb_commands
 from experiments.launch.backends import BACKENDS, words_help
 from experiments.laws.curves import METHODS
 from lm.config.command_line import Parser
@@ -369,9 +369,9 @@ LEDGER = "--ledger experiments/results/lr_sweep/ledger.jsonl"
 # name: (function, what it does, an example that runs in a fresh clone, options)
 COMMANDS: dict[str, tuple[Callable, str, str, tuple[Callable, ...]]] = {
   "list": (commands.list_, "The experiments there are", f"{ME} list", ()),
-  "plan": (commands.plan, "What an experiment will cost, and whether it can answer its question",
+  "plan": (running.plan, "What an experiment will cost, and whether it can answer its question",
            f"{ME} plan lr_sweep --chip v5e --mfu 0.4", (_which, _workers, _branch, _plan)),
-  "run": (commands.run, "Train what is missing; Ctrl-C leaves all resumable",
+  "run": (running.run, "Train what is missing; Ctrl-C leaves all resumable",
           f"{ME} run {SWEEP}", (_which, _workers, _branch, _run)),
   "status": (status.status, "The ledger of an experiment's runs: filter, group, export",
              f"{ME} status lr_sweep {LEDGER} --group_by model.width",

@@ -6,7 +6,8 @@ import pathlib
 import sys
 from typing import Any
 
-from experiments.commands import commands
+from experiments.commands import running
+from experiments.commands.printing import print_json, print_results
 from experiments.commands.which import check_root, read_race, rows_of, save_race
 from experiments.ledger import fits
 from experiments.ledger import ledger as ledgers
@@ -42,7 +43,7 @@ def race(options) -> int:
   name, spec = _described(options)
   settings = spec["settings"]
   asked = argparse.Namespace(**{**UNUSED, **vars(options), "name": name})
-  experiment = commands.timed(asked, recipes.from_words(spec, name))
+  experiment = running.timed(asked, recipes.from_words(spec, name))
   named = [recipes.read_recipe(text).name for text in spec["recipes"]]
   folder = pathlib.Path(options.root) / name
   baseline = pick_baseline(named, settings["baseline"])
@@ -59,14 +60,14 @@ def race(options) -> int:
   )
   said, refused = power.words(noise, spec["seeds"], options.see)
   if options.plan:
-    return commands.show_plan(asked, experiment, said, refused)
+    return running.show_plan(asked, experiment, said, refused)
   for line in said:
     print(line, file=sys.stderr)
   if refused and not options.force:
     raise ConfigError(f"{refused[0]}; or run it all the same with --force")
   check_root(options)
   _save(options, folder, spec)
-  code = commands.train(asked, experiment, quiet=True)
+  code = running.train(asked, experiment, quiet=True)
   if "://" in options.root:  # an engine has the runs now
     return code
   rows = rows_of(experiment, options.root)
@@ -170,7 +171,7 @@ def _settings(options, earlier: dict) -> dict[str, object]:
 def _judge(options, settings: dict, rows: ledgers.Ledger, code: int) -> int:
   found = judge(rows, **settings)
   if options.json:
-    commands.print_json(found)
+    print_json(found)
   else:
-    commands.print_results(found.results())
+    print_results(found.results())
   return code

@@ -2,7 +2,7 @@
 
 import sys
 
-from experiments.commands.commands import print_json, print_runs
+from experiments.commands.printing import print_json, print_runs
 from experiments.commands.which import collect, folder_of, select
 from experiments.ledger import ledger as ledgers
 from experiments.report import tables

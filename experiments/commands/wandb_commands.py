@@ -3,7 +3,7 @@
 import json
 import os
 
-from experiments.commands.commands import print_json
+from experiments.commands.printing import print_json
 from experiments.commands.which import folder_of, select, sweep_words
 from experiments.sweep import sweep
 from lm.config.errors import ConfigError

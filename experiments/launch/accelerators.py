@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from experiments.launch import throughput
 from experiments.sweep.sweep import Member, devices_needed, units_per_row, vocab_size
-from lm.config.errors import ConfigError, suggest
+from lm.config.errors import ConfigError, number_of, suggest
 from lm.config.schema import Config
 from lm.cost.memory import memory_bytes
 from lm.cost.parameters import run_counts
@@ -111,7 +111,7 @@ class Placement:
   def words(self) -> str:
     """In a line: what, how full, how long, how dear."""
     what = f"{self.slices} x " if self.slices > 1 else ""
-    shown = [f"{what}{self.chips} {self.name} chip{'s' if self.chips > 1 else ''}"]
+    shown = [f"{what}{number_of(self.chips, f'{self.name} chip')}"]
     shown.append(f"{self.bytes / 1e9:.2f} of {self.family.hbm / 1e9:.0f} GB a device")
     shown.append(f"{self.seconds / 3600:.2f} h")
     price = "no list price is published" if self.dollars is None else None

@@ -18,7 +18,7 @@ from experiments.launch.jobs import Asked, BackEnd, Job, State, Ticket, train_co
 from experiments.launch.stacks import stack_groups
 from experiments.ledger.rows import read_row
 from experiments.sweep.sweep import REPO, Member, config_path
-from lm.config.errors import ConfigError
+from lm.config.errors import ConfigError, number_of
 
 BUCKETS = ("gs://", "s3://", "r2://", "az://", "memory://")
 
@@ -129,8 +129,7 @@ def bill(placed: Sequence[Placement]) -> str:
   dollars = [p.dollars for p in placed]
   known = [d for d in dollars if d is not None]
   price = f"about {sum(known):,.2f} USD at list price" if known else "no list price is published"
-  jobs = f"{len(placed)} job{'s' if len(placed) > 1 else ''}"
-  return f"# in all: {jobs}, {hours:,.2f} h one after another, {price}"
+  return f"# in all: {number_of(len(placed), 'job')}, {hours:,.2f} h one after another, {price}"
 
 
 def submit_missing(

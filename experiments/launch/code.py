@@ -12,9 +12,7 @@ from lm.config.errors import ConfigError
 # package of fsspec's file system for a kind of bucket
 STORES = {"gs": "gcsfs", "s3": "s3fs", "r2": "s3fs", "az": "adlfs", "memory": "fsspec"}
 PYTHON = "3.12"  # of the machines
-CONSTRAINTS = (
-  "constraints-py312.txt"  # that pin its packages, so that two machines compute the same bits
-)
+CONSTRAINTS = "constraints-py312.txt"  # of that Python: all machines compute the same bits
 
 
 class Code(NamedTuple):

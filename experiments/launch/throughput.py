@@ -22,7 +22,7 @@ from experiments.launch import jobs, local, slots
 from experiments.launch.stacks import program_of
 from experiments.ledger.rows import read_row
 from experiments.sweep.sweep import Member, Run, asked_config, open_data, resolve_run
-from lm.config.errors import ConfigError
+from lm.config.errors import ConfigError, number_of
 from lm.config.schema import BUDGETS, Config
 from lm.cost.flops import run_flops_per_token
 from lm.devices import chips, published
@@ -36,7 +36,7 @@ MOST_STEPS = 1024
 PROBE_SECONDS = 120.0  # a larger model is not probed here
 SHORT = {  # the budget of a probe, which no warm-up or decay outlasts
   **dict.fromkeys(BUDGETS), "train.steps": PROBE_STEPS, "train.tokens_per_sec": None,
-  "optim.warmup_frac": 0.0, "optim.warmup_tokens": None, "optim.decay_frac": 0.0,
+  "optim.warmup_frac": 0.0, "optim.warmup_tokens": None, "optim.decay_frac": 0.0, "rules": None,
 }  # fmt: skip
 FORWARD = 1 / 3  # of the FLOPs of a training token
 
@@ -125,7 +125,8 @@ def measured(members: Sequence[Member], slot: slots.Slot, again: bool = False) -
   ranked = sorted(members, key=lambda m: step_flops(m.cfg))
   asked = []
   for member in (ranked[0], *ranked[1:][-1:]):
-    member = resolve_run(_shortened(member.run), member.workdir.parent)
+    batch = {"train.batch_size": member.cfg.train.batch_size}  # which a rule may have set
+    member = resolve_run(_shortened(member.run, batch), member.workdir.parent)
     program = program_of(member)
     if program not in mine:
       probe = _measure(member, slot, mine)
@@ -174,9 +175,9 @@ def told(runs: Sequence[Run], folder: pathlib.Path, slot_of: Callable) -> tuple[
   )
 
 
-def _shortened(run: Run) -> Run:
-  """The run with a budget of a probe."""
-  return dataclasses.replace(run, overrides={**run.overrides, **SHORT})
+def _shortened(run: Run, more: Mapping[str, object] | None = None) -> Run:
+  """The run with a budget of a probe, and `more` settings."""
+  return dataclasses.replace(run, overrides={**run.overrides, **SHORT, **(more or {})})
 
 
 def remembered(member: Member, slot: slots.Slot) -> Speed | None:
@@ -211,8 +212,7 @@ def _speed(here: str, probes: Mapping[str, Mapping], asked: Collection[Mapping])
 
 def _known(member: Member, slot: slots.Slot) -> dict[str, Mapping[str, float]]:
   """{program: its probe} of such a share of this machine."""
-  file = _file(member)
-  known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+  known = _remembered(_file(member))
   return known.get(_where(slot), {}) if known else {}
 
 
@@ -224,10 +224,18 @@ def _measure(
   print(f"measuring speed: {PROBE_STEPS} steps of {member.name} on {here}", file=sys.stderr)
   probe = _probe(member, slot)
   if probe is not None:
-    known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, {**known, here: {**mine, program_of(member): probe}})
+    write_json(file, {**_remembered(file), here: {**mine, program_of(member): probe}})
   return probe
+
+
+def _remembered(file: pathlib.Path) -> dict[str, dict[str, Mapping[str, float]]]:
+  """{share of this machine: {program: its probe}}; {} of a file that is not there, or damaged."""
+  try:
+    found = json.loads(file.read_text(encoding="utf-8"))
+  except (OSError, ValueError, RecursionError):
+    return {}
+  return found if isinstance(found, dict) else {}
 
 
 def _file(member: Member) -> pathlib.Path:
@@ -239,7 +247,7 @@ def _where(slot: slots.Slot) -> str:
   if devices.platform != "cpu":
     return devices.kind
   cores = len(slot.cpus) if slot.cpus else os.cpu_count()
-  return f"{_cpu_name()}, {cores} core{'s' if cores > 1 else ''}"
+  return f"{_cpu_name()}, {number_of(cores or 1, 'core')}"
 
 
 def _cpu_name() -> str:

@@ -17,7 +17,7 @@ from experiments.laws.multiplier import Curves, Multiplier, Noise
 from experiments.laws.noise import holm
 from experiments.ledger.ledger import Ledger
 from experiments.race import recipes
-from lm.config.errors import ConfigError, check_choice
+from lm.config.errors import ConfigError, check_choice, number_of
 
 POWER = 0.8
 MOST_SEEDS = 64  # more are not proposed
@@ -356,7 +356,7 @@ def _seeds_for(curve: Curves, m: Multiplier, largest: float, mine, theirs) -> st
     _, k, rung = best
     where = math.exp((mine[rung].log_c + theirs[rung].log_c) / 2)
     return (
-      f"{k} more seed{'s' if k > 1 else ''} of both at {where:.3g} FLOPs would decide (with "
+      f"{number_of(k, 'more seed')} of both at {where:.3g} FLOPs would decide (with "
       f"{POWER:.0%} power, if the multiplier is what it seems)."
     )
   for k in range(1, MOST_SEEDS + 1):
@@ -376,7 +376,7 @@ def _seeds_for(curve: Curves, m: Multiplier, largest: float, mine, theirs) -> st
 def _seeds_for_difference(d: float, noise: Noise, n: int, budget: float) -> str:
   for k in range(1, MOST_SEEDS + 1):
     if abs(d) >= needed(noise.df + k) * noise.sd_diff / math.sqrt(n + k):
-      more = f"{k} more seed{'s' if k > 1 else ''}"
+      more = number_of(k, "more seed")
       return f"{more} of both at {budget:.3g} FLOPs would decide (with {POWER:.0%} power)."
   return f"Not even {MOST_SEEDS} more seeds there would decide: call them equal at this budget."
 

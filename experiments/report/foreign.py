@@ -190,7 +190,7 @@ def _methods(table, results, reasons, path) -> dict[str, list[str]]:
   made = [f"{k}: {report_laws.how(f)}" for k, f in results.items() if report_laws.how(f)]
   return {
     "Set-up": [f"runs of others, read from {pathlib.Path(path).name}", *table.notes],
-    "Counts": [f"{number_of(len(table), 'run')}", *read],
+    "Counts": [number_of(len(table), "run"), *read],
     "Exclusions": [f"{number_of(n, 'row')}: {why}" for why, n in left.items()] or ["none"],
     "Fits and intervals": made + reasons,
     "Commands": [report._command(sys.argv)],

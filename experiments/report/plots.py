@@ -21,10 +21,7 @@ def plot(fit: Result) -> alt.Chart | alt.HConcatChart:
     ConfigError: a result that has no figure.
   """
   if isinstance(fit, IsoFlopFit):
-    points, minima = law_tables.slice_points(fit), law_tables.slice_minima(fit)
-    most = HIGHEST * max(m["loss"] for m in minima)
-    shown = [p for p in points if p["loss"] <= most]
-    return law_charts.isoflop(shown, law_tables.slice_curves(fit), minima)
+    return slices_figure(fit)[0]
   if not isinstance(fit, LawFit) or "loss" not in fit.table.columns:
     raise ConfigError(f"plot={type(fit).__name__}: has no figure; print its summary()")
   if fit.law.link == "log" and {"n_params", "n_tokens"} <= set(fit.table.columns):
@@ -45,6 +42,15 @@ def plot(fit: Result) -> alt.Chart | alt.HConcatChart:
   ends = [{"measured": v, "predicted": v} for v in (low, high)]
   line = alt.Chart(data(ends)).mark_line(color=GREY, strokeDash=[3, 3])
   return finish(line.encode(x="measured:Q", y="predicted:Q") + dots)
+
+
+def slices_figure(fit: IsoFlopFit) -> tuple[alt.Chart | alt.HConcatChart, int]:
+  """(slices with their minima, how many runs lie above the panels)."""
+  points, minima = law_tables.slice_points(fit), law_tables.slice_minima(fit)
+  most = HIGHEST * max(m["loss"] for m in minima)
+  shown = [p for p in points if p["loss"] <= most]
+  chart = law_charts.isoflop(shown, law_tables.slice_curves(fit), minima)
+  return chart, len(points) - len(shown)
 
 
 def law_figure(fit: LawFit) -> tuple[list[dict], list[dict]]:

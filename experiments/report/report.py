@@ -191,7 +191,7 @@ def _analyse(experiment: Experiment, done: Ledger) -> tuple[Mapping, str | None]
 
 
 def _runs_done(done: Ledger) -> str:
-  return f"{len(done)} finished run" + ("s" if len(done) > 1 else "")
+  return number_of(len(done), "finished run")
 
 
 # ---- Sections ------------------------------------------------------------------------------------

@@ -106,20 +106,19 @@ def how(fit: object) -> str:
 def _isoflop(page: Page, fit: IsoFlopFit) -> None:
   _verdict(page, fit.lack_of_fit)
   page.notes([n for n in fit.notes if not n.startswith("budget ")])  # the table says why
-  points, minima = law_tables.slice_points(fit), law_tables.slice_minima(fit)
-  shown = [p for p in points if p["loss"] <= plots.HIGHEST * max(m["loss"] for m in minima)]
+  chart, above = plots.slices_figure(fit)
   caption = (
     "Validation loss at equal compute against parameters (a) and tokens (b): "
-    f"n = {len(points)} sizes in {number_of(len(fit.slices), 'budget')}, {len(fit.used)} of them used. "
+    f"n = {sum(len(s.loss) for s in fit.slices)} sizes in {number_of(len(fit.slices), 'budget')}, "
+    f"{len(fit.used)} of them used. "
     f"Lines: {DRAWN[fit.method]} in the logarithm. Diamonds: their minima; bars: "
     f"± {law_tables.REACH} robust standard deviations over {fit.n_boot} resamples of the noise "
     f"(seed {fit.seed})."
   )
-  if len(shown) < len(points):
-    caption += f" {number_of(len(points) - len(shown), 'run')} of higher loss lie above the panels."
+  if above:
+    caption += f" Above the panels: {number_of(above, 'run')} of higher loss."
   if len(fit.used) < len(fit.slices):
     caption += " Budgets without a line were rejected; the table says why."
-  chart = law_charts.isoflop(shown, law_tables.slice_curves(fit), minima)
   page.figure(chart, "isoflop", caption)
   columns = {
     "flops": ("C (FLOPs)", power),

@@ -86,8 +86,7 @@ class Plan:
     """Plain numbers, as run.json and --json hold them."""
     found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
     found["parameters"] = self.parameters._asdict()
-    off = ("decay_steps", "decay_epochs", "emulated", "row_lengths", "rules", "compiled", "seconds",
-      "tokens_per_sec")  # fmt: skip
+    off = [field.name for field in dataclasses.fields(self) if field.default is None]
     return {name: value for name, value in found.items() if value is not None or name not in off}
 
 
