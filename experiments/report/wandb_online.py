@@ -1,11 +1,10 @@
 """Runs of a Weights & Biases project as flat rows, read from its service."""
 
-import os
-import pathlib
 import re
 
 from experiments.report.wandb_offline import put
 from lm.config.errors import ConfigError, first_line
+from lm.runs.wandb_mirror import has_key
 
 PAGE = 200  # runs of one request
 
@@ -22,8 +21,7 @@ def read_project(path: str) -> list[dict[str, object]]:
     raise ConfigError(
       f"wandb={path}: must be ENTITY/PROJECT; alone, --wandb behind an experiment's name sends its report"
     )
-  netrc = pathlib.Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-  if "WANDB_API_KEY" not in os.environ and not (netrc.exists() and "wandb" in netrc.read_text()):
+  if not has_key():
     raise ConfigError(f"wandb={path}: nobody is signed in; run wandb login, or set WANDB_API_KEY")
   import wandb
 

@@ -38,9 +38,8 @@ class _Wandb:
     import wandb
 
     self._wandb = wandb
-    self._steps = (
-      about.kind == "train"
-    )  # else rows are numbered as they come, also in a run that goes on
+    # Rows of a report are numbered as they come, also where it goes on in an earlier one's run.
+    self._steps = about.kind == "train"
     self._run = self._init(mode, about)
     for axis in AXES:
       self._run.define_metric(axis, hidden=axis == "step")
@@ -118,6 +117,10 @@ def wandb_mode(asked: str) -> str:
         f"WANDB_MODE={word}: must be {', '.join(MODES[:-1])} or {MODES[-1]}; unset it"
       )
     return mode
+  return "online" if has_key() else "offline"
+
+
+def has_key() -> bool:
+  """Whether somebody is signed in here: by WANDB_API_KEY, or by `wandb login`, which writes ~/.netrc."""
   netrc = pathlib.Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-  has_key = "WANDB_API_KEY" in os.environ or (netrc.exists() and "wandb" in netrc.read_text())
-  return "online" if has_key else "offline"
+  return "WANDB_API_KEY" in os.environ or (netrc.exists() and "wandb" in netrc.read_text())
