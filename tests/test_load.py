@@ -39,7 +39,7 @@ def test_what_is_not_there_is_named(tmp_path):
 def test_a_ledger_as_a_dataframe(workdir):
   pytest.importorskip("pandas")
   found = ledger.read(str(workdir.parent))
-  assert repr(found) == "Ledger(1 runs, 1 done)"
+  assert repr(found) == "Ledger(1 run, 1 done)"
   table = found.to_pandas()
   assert table.loc[0, "n_params"] == found.rows[0]["n_params"] and "curve" not in table
   assert (
