@@ -163,8 +163,8 @@ def test_what_is_left_out_is_named(tmp_path, capsys):
   text = text_of(capsys, *words)
   assert "38 runs" in text and "the 1 highest losses dropped" in text
   assert "8 rows left out, not set=a" in text
-  assert "1 rows left out, loss is missing or not a number: row 3" in text
-  assert "1 rows left out, among the 1 highest losses: row 5" in text
+  assert "1 row left out, loss is missing or not a number: row 3" in text
+  assert "1 row left out, among the 1 highest losses: row 5" in text
   assert [5, "among the 1 highest losses"] in run_fit(capsys, *words)["fit"]["skipped"]
 
 
