@@ -32,6 +32,7 @@ from lm.objectives.objective import Metric, Objective
 from lm.objectives.registry import objective_of
 from lm.runs import bucket, rundir
 from lm.runs.checkpoint import load_state, usable_params
+from lm.runs.progress import counted
 from lm.setup.hparams import make_hparams
 from lm.setup.resolve import kind_of
 from lm.tasks.registry import READ, evaluate_task
@@ -51,6 +52,7 @@ def evaluate_sets(
   hparams: Hparams,
   sets: Mapping[str, Any],
   n_runs: int = 1,
+  label: str | None = None,
 ) -> list[dict[str, float]]:
   """eval/<set>/<score> of each stacked run, over whole sets: the objective's scores of the set's sums.
 
@@ -59,11 +61,13 @@ def evaluate_sets(
   Args:
     params, extra: of a State (lm.training.step).
     sets: batches of evaluation sets (lm.data.kinds.Kind.evaluate) by name.
+    label: of a bar on stderr, where that is a terminal; None = no bar.
   """
   results = [{} for _ in range(n_runs)]
   for name, batches in sets.items():
     parts, carried = [], programs.begin_eval(params, extra)
-    for number in range(len(batches)):
+    numbers = range(len(batches))
+    for number in numbers if label is None else counted(numbers, label):
       read = functools.partial(batches.at, number)
       batch = sharding.put_rows(read, batches.batch_size, programs.eval_sharding)
       sums, carried = programs.evaluate(params, carried, batch, hparams)
@@ -134,7 +138,10 @@ def evaluate_run(
   params = put(usable_params(state), programs.state_sharding.params)
   extra = extra_of(programs, state)
   hparams = put(make_hparams(cfg), programs.scalar_sharding)
-  found = evaluate_sets(programs, objective, params, extra, hparams, {"data": batches})[0]
+  label = f"scoring {data or 'val'}"
+  found = evaluate_sets(
+    programs, objective, params, extra, hparams, {"data": batches}, label=label
+  )[0]
   scores = {key.removeprefix("eval/data/"): value for key, value in found.items()}
   if objective.eval_metrics.get("loss", Metric("")).unit.startswith("nats/token"):
     scores = {"loss": scores["loss"], "perplexity": math.exp(min(scores["loss"], 700.0)), **scores}

@@ -2,6 +2,7 @@
 
 import doctest
 import io
+import sys
 import types
 
 import pytest
@@ -113,3 +114,17 @@ def test_the_live_table_shows_compiling_time_left_and_the_best(tmp_path, monkeyp
   assert "compiling" in text  # the run that has no record yet
   assert "1:40 spent" in text and "left" in text.split("spent")[1]
   assert max(map(len, out.getvalue().split("\n"))) <= 80
+
+
+# ---- What takes minutes ---------------------------------------------------------------------------
+
+
+def test_what_is_counted_comes_in_order_beside_a_bar(monkeypatch):
+  """All items, with or without a terminal; the bar says what is done and is gone at the end."""
+  from lm.runs.progress import counted
+
+  assert list(counted(range(3), "scoring")) == [0, 1, 2]
+  stream = Terminal()
+  monkeypatch.setattr(sys, "stderr", stream)
+  assert list(counted(range(3), "scoring")) == [0, 1, 2]
+  assert "scoring" in stream.getvalue() and "100%" in stream.getvalue()

@@ -1,9 +1,23 @@
-"""Progress in the terminal: a line that is rewritten, or plain lines."""
+"""Progress in the terminal: a line that is rewritten, or plain lines; a bar beside what is counted."""
 
 import math
 import os
 import sys
 import time
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def counted(items: Sequence[T], label: str) -> Iterable[T]:
+  """The items in their order; a bar with the time left stands on stderr meanwhile, if that is a terminal."""
+  if not sys.stderr.isatty():
+    return items
+  from rich.console import Console
+  from rich.progress import track
+
+  return track(items, label, console=Console(stderr=True), transient=True)
 
 
 class Progress:

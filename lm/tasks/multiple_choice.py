@@ -26,6 +26,7 @@ from lm.config.command_line import read_text
 from lm.config.errors import ConfigError
 from lm.models.registry import family_of
 from lm.runs.load import LoadedRun, load
+from lm.runs.progress import counted
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 TOKENS = 2048  # of a batch
@@ -113,12 +114,8 @@ def score(run: LoadedRun, pairs: Sequence[tuple[str, str]]) -> list[Scored]:
   prefix_P = np.asarray(rows[0][0][:shared], np.int32) if rows else np.zeros(0, np.int32)
   log_likelihoods = _make_log_likelihoods(run.model)
   found: list[Scored | None] = [None] * len(rows)
-  order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
-  at = 0
-  while at < len(order):
-    width = _up(len(rows[order[at]][0]) - 1 - shared, STEP, cfg.seq_len - shared)
-    n = max(1, TOKENS // width)
-    chosen = [i for i in order[at : at + n] if len(rows[i][0]) - 1 - shared <= width]
+  batches = _batches([len(tokens) - 1 - shared for tokens, _ in rows], cfg.seq_len - shared)
+  for width, n, chosen in counted(batches, "scoring choices"):
     most = _up(max(len(rows[i][0]) - 1 - rows[i][1] for i in chosen), SCORED, width)
     ids = np.zeros((n, width + 1), np.int32)
     places, weights = np.zeros((n, most), np.int32), np.zeros((n, most), np.float32)
@@ -132,8 +129,20 @@ def score(run: LoadedRun, pairs: Sequence[tuple[str, str]]) -> list[Scored]:
     for row, i in enumerate(chosen):
       size = len(pairs[i][1].removeprefix(" ").encode())
       found[i] = Scored(float(sums[row]), int(weights[row].sum()), size)
-    at += len(chosen)
   return [one for one in found if one is not None]
+
+
+def _batches(lengths: Sequence[int], most: int) -> list[tuple[int, int, list[int]]]:
+  """(tokens of a row, rows, which texts fill them) of each batch: all texts, like lengths together."""
+  order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+  found, at = [], 0
+  while at < len(order):
+    width = _up(lengths[order[at]], STEP, most)
+    n = max(1, TOKENS // width)
+    chosen = [i for i in order[at : at + n] if lengths[i] <= width]
+    found.append((width, n, chosen))
+    at += len(chosen)
+  return found
 
 
 def _shared(rows: Sequence[tuple[list[int], int]]) -> int:

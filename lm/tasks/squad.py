@@ -24,6 +24,7 @@ from lm.data.questions import MAY_BEGIN, MAY_END, Question, QuestionEval, Questi
 from lm.data.records import Store
 from lm.objectives.extractive_span import make_logits
 from lm.runs.load import LoadedRun, load
+from lm.runs.progress import counted
 
 N_BEST = 20  # first and last tokens of a window that are paired, and answers kept of a question
 ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -127,7 +128,7 @@ def answer(run: LoadedRun, asked: Sequence[Question], where: str) -> tuple[list[
   logits = make_logits(run.model, run.cfg)
   read = jax.jit(lambda params, batch: logits(params, batch, None))
   spans: list[list[tuple[float, int, int]]] = [[] for _ in asked]
-  for number in range(len(batches)):
+  for number in counted(range(len(batches)), "reading"):
     batch = batches.at(number)
     names = [name for name in ("tokens", "segments", "types") if name in batch]
     starts_BL, ends_BL = jax.device_get(read(run.params, {name: batch[name] for name in names}))

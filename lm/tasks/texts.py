@@ -15,6 +15,7 @@ from lm.data.pairs import read_pairs
 from lm.data.sources.readers.fields import listed, parse, walk
 from lm.models.decoding import prompt_ids, room_after
 from lm.runs.load import LoadedRun
+from lm.runs.progress import counted
 
 ROWS = 32  # answered together
 MOST = 256  # tokens of an answer
@@ -119,7 +120,7 @@ def answers(run: LoadedRun, sources: Sequence[str], writing: Writing) -> list[st
   by_length = sorted(range(len(texts)), key=lambda i: lengths[i])
   found = [""] * len(texts)
   beams = writing.beams if writing.beams > 1 else 0
-  for first in range(0, len(texts), ROWS):
+  for first in counted(range(0, len(texts), ROWS), "writing"):
     chosen = by_length[first : first + ROWS]
     rows = chosen + chosen[-1:] * (
       ROWS - len(chosen)
