@@ -19,7 +19,6 @@ import argparse
 import contextlib
 import io
 import json
-import os
 import pathlib
 import sys
 import tempfile
@@ -28,6 +27,7 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from benchmarks import bench
+from lm.devices import host
 
 SENTENCE = 10_000  # words that gensim reads at a time, at most
 RATE, LAST_RATE = 0.025, 1e-4  # gensim's defaults, a pair; the rate falls from one to the other
@@ -136,7 +136,7 @@ def time_gensim(options) -> dict:
 
   model = Word2Vec(
     vector_size=100, window=5, negative=5, sample=1e-3, min_count=1, epochs=options.epochs,
-    sg=int(options.architecture == "skipgram"), workers=cores(), seed=1,
+    sg=int(options.architecture == "skipgram"), workers=host.cores(), seed=1,
     alpha=options.rate or RATE, min_alpha=LAST_RATE,
   )  # fmt: skip
   sentences = LineSentence(options.sentences, max_sentence_length=SENTENCE)
@@ -152,12 +152,6 @@ def time_gensim(options) -> dict:
     "words_per_sec": words * options.epochs / seconds, "spearman": float(found[1].statistic),
     "unknown_share": found[2] / 100, "versions": {"gensim": metadata.version("gensim")},
   }  # fmt: skip
-
-
-def cores() -> int:
-  """Cores that this process may use."""
-  affinity = getattr(os, "sched_getaffinity", None)  # Linux
-  return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 if __name__ == "__main__":

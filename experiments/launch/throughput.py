@@ -25,7 +25,7 @@ from experiments.sweep.sweep import Member, Run, asked_config, open_data, resolv
 from lm.config.errors import ConfigError, number_of
 from lm.config.schema import BUDGETS, Config
 from lm.cost.flops import run_flops_per_token
-from lm.devices import chips, published
+from lm.devices import chips, host, published
 from lm.files import write_json
 from lm.runs import speed
 from lm.setup.resolve import kind_of, tokens_per_step
@@ -246,8 +246,8 @@ def _where(slot: slots.Slot) -> str:
   devices = slots.find_devices()
   if devices.platform != "cpu":
     return devices.kind
-  cores = len(slot.cpus) if slot.cpus else os.cpu_count()
-  return f"{_cpu_name()}, {number_of(cores or 1, 'core')}"
+  cores = len(slot.cpus) if slot.cpus else host.cores()
+  return f"{_cpu_name()}, {number_of(cores, 'core')}"
 
 
 def _cpu_name() -> str:

@@ -9,7 +9,6 @@ Nobody's "success" flag is trusted: `Solution` carries the objective and the gra
 import concurrent.futures
 import dataclasses
 import functools
-import os
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -18,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.laws import forms
+from lm.devices import host
 
 LAD_DELTA = 1e-8  # sum|r| is fitted as Huber_delta / delta: exact to n * delta / 2
 L2_DELTA = 1e6  # no residual of a log loss comes near
@@ -27,7 +27,7 @@ FIRST_DAMP = 1e-2
 MAX_STEPS = 600
 SHRINK = 8  # factor by which delta falls towards its target ...
 SOLVED = 1e-7  # ... once the predicted relative decrease is below this: looser loses the LAD path
-WORKERS = os.cpu_count() or 1
+WORKERS = host.cores()
 RUNNING, CONVERGED, STUCK = range(3)
 TOLERANCE = 1e-14  # predicted relative decrease of the objective at which a lane is done
 

@@ -1,4 +1,4 @@
-"""Memory in large pages, asked for before jax starts.
+"""This host: the cores that a process may use, and memory in large pages, asked for before jax starts.
 
 XLA takes the buffers of a step from malloc and gives them back at its end. On a CPU every 4 kB of them are
 then a page fault a step: 20,000 faults for the 0.1m size, a third of its processor time. In pages of 2 MB its
@@ -12,6 +12,13 @@ from collections.abc import Mapping
 
 TUNABLE = "glibc.malloc.hugetlb"  # 1: madvise(MADV_HUGEPAGE), GNU C library 2.35 and later
 SWITCH = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+def cores() -> int:
+  """Cores that this process may use: those it is bound to (Linux), else all of the machine."""
+  if hasattr(os, "sched_getaffinity"):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
 
 
 def with_large_pages(environ: Mapping[str, str]) -> dict[str, str]:

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from lm.config.errors import ConfigError, whole_number
+from lm.devices import host
 
 # Environment variables of launchers whose processes jax.distributed finds by itself, and the least
 # value of each that means more than one.
@@ -63,10 +64,7 @@ def start_stack(n_runs: int) -> None:
     ConfigError: there are several processes.
   """
   if not re.search(DEVICE_COUNT, os.environ.get("XLA_FLAGS", "")):
-    cores = (
-      len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    count = max(n for n in range(1, cores + 1) if n_runs % n == 0)
+    count = max(n for n in range(1, host.cores() + 1) if n_runs % n == 0)
     jax.config.update("jax_num_cpu_devices", count)
   if jax.process_count() > 1:
     raise ConfigError(
