@@ -8,7 +8,6 @@ log(FLOPs a step).
 import dataclasses
 import json
 import math
-import os
 import pathlib
 import subprocess
 import sys
