@@ -1,7 +1,6 @@
 """Trains one language model, or a stack of them, from a config to a run directory.
 
-It reads from top to bottom: what to do, configs, devices and data, state, the loop, the end. What it calls
-are functions of lm/.
+It reads from top to bottom: what to do, configs, devices and data, state, the loop, the end; it calls lm/.
 
 examples:
   python train.py
@@ -13,10 +12,12 @@ examples:
 
 import os
 
+from lm.config import interrupts
 from lm.devices import host
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before jax: XLA's notes are not the user's
 if __name__ == "__main__":
+  interrupts.listen()
   host.take_large_pages()
 
 import concurrent.futures
@@ -81,8 +82,7 @@ def main(argv: list[str]) -> int:
     rows = [kind.mean_units(each, cfg) for each, cfg in zip(data, cfgs, strict=True)]
   devices = topology.devices(options.topology) if options.topology else jax.devices()
   if options.fit:
-    say = lambda line: print(line, file=sys.stderr)
-    found = layouts.search(cfgs[0], vocab_size, devices, say)
+    found = layouts.search(cfgs[0], vocab_size, devices, lambda line: print(line, file=sys.stderr))
     print(layouts.to_json(found) if options.json else layouts.show(found))
     return 0
   cfgs = speed.measured(cfgs, vocab_size, devices, data, rows)

@@ -14,6 +14,10 @@ examples:
 import os
 import sys
 
+from lm.config import interrupts
+
+if __name__ == "__main__":
+  interrupts.listen()
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before jax: XLA's notes are not the user's
 
 import jax

@@ -7,6 +7,11 @@ examples:
   python -m lm.embed --workdir runs/minilm --file sentences.txt --json
 """
 
+from lm.config import interrupts
+
+if __name__ == "__main__":
+  interrupts.listen()
+
 import functools
 import json
 import pathlib

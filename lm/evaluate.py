@@ -10,6 +10,11 @@ examples:
   python -m lm.evaluate --workdir runs/squad --task squad:dev-v1.1.json --answers answers.jsonl
 """
 
+from lm.config import interrupts
+
+if __name__ == "__main__":
+  interrupts.listen()
+
 import dataclasses
 import functools
 import json

@@ -8,6 +8,11 @@ examples:
   python -m lm.generate --workdir runs/multi30k --prompt "A man sits on a bench." --beams 5 --n 3
 """
 
+from lm.config import interrupts
+
+if __name__ == "__main__":
+  interrupts.listen()
+
 import json
 import pathlib
 from collections.abc import Sequence

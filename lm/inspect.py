@@ -9,6 +9,11 @@ attention of every head; the size of the residual stream and of what is added to
 their two main directions; and each token's nearest neighbours among the embeddings.
 """
 
+from lm.config import interrupts
+
+if __name__ == "__main__":
+  interrupts.listen()
+
 import base64
 import dataclasses
 import html

@@ -6,6 +6,11 @@ examples:
   python -m lm.keys --config configs/llama.py:1b model --json
 """
 
+from lm.config import interrupts
+
+if __name__ == "__main__":
+  interrupts.listen()
+
 import argparse
 import ast
 import io

@@ -471,3 +471,61 @@ def test_a_terminal_without_utf8_shows_numbers_instead():
     check=False,
   )
   assert done.returncode == 0 and b"\\xa7" in done.stdout, done.stderr
+
+
+# --- signals before anything runs -------------------------------------------------------------------
+
+PROGRAMS = {
+  "train": ["train.py", "--config", "configs/smoke.py"],
+  "evaluate": ["-m", "lm.evaluate", "--workdir", "runs/x"],
+  "generate": ["-m", "lm.generate", "--workdir", "runs/x", "--prompt", "a"],
+  "inspect": ["-m", "lm.inspect", "--workdir", "runs/x", "--text", "a"],
+  "embed": ["-m", "lm.embed", "--workdir", "runs/x", "--text", "a"],
+  "compact": ["-m", "lm.compact", "--workdir", "runs/x", "--to", "runs/y", "--bits", "8"],
+  "hf": ["-m", "lm.hf", "export", "--workdir", "runs/x", "--to", "runs/y"],
+  "experiments": ["-m", "experiments", "report", "lr_sweep"],
+}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_signal_while_a_program_imports_is_one_line(tmp_path, program, number):
+  (tmp_path / "numpy.py").write_text(  # an import that swallows exceptions, as some do
+    f"import os\ntry:\n  os.kill(os.getpid(), {int(number)})\nexcept BaseException:\n  pass\n"
+  )
+  env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+  made = subprocess.run(
+    [sys.executable, *PROGRAMS[program]],
+    cwd=ROOT,
+    env=env,
+    capture_output=True,
+    text=True,
+    timeout=60,
+  )
+  word = "interrupted" if number == signal.SIGINT else "terminated"
+  said = f"{word}; nothing was lost: run the same command again\n"
+  assert (made.returncode, made.stdout, made.stderr) == (128 + number, "", said)
+
+
+def test_a_signal_inside_a_finalizer_is_not_lost():
+  code = """
+import os, signal, time, weakref
+from lm.config import interrupts
+from lm.config.command_line import run_main
+
+class Thing: pass
+
+def main(argv):
+  thing = Thing()
+  watched = weakref.ref(thing, lambda _: (os.kill(os.getpid(), signal.SIGTERM), time.sleep(0)))
+  del thing
+  time.sleep(30)
+
+interrupts.listen()
+run_main(main)
+"""
+  made = subprocess.run(
+    [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=20
+  )
+  said = "terminated; nothing was lost: run the same command again\n"
+  assert (made.returncode, made.stderr) == (143, said)

@@ -12,6 +12,11 @@ lm.evaluate, lm.generate and lm.hf export like any other. Codes and zeros are ex
 is loaded: they save bytes on disk, while heads and factors also save arithmetic.
 """
 
+from lm.config import interrupts
+
+if __name__ == "__main__":
+  interrupts.listen()
+
 import json
 import re
 from collections.abc import Sequence

@@ -5,10 +5,12 @@ import dataclasses
 import io
 import json
 import pathlib
+import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from lm.config import interrupts
 from lm.config.errors import ConfigError, suggest
 from lm.config.schema import Config, flatten
 
@@ -118,6 +120,7 @@ def run_main(main: Callable[[Sequence[str]], int | None]) -> None:
     if isinstance(stream, io.TextIOWrapper):
       stream.reconfigure(errors="backslashreplace")
   try:
+    interrupts.begin()
     sys.exit(main(sys.argv[1:]))
   except ConfigError as error:
     print(error, file=sys.stderr)
@@ -129,6 +132,9 @@ def run_main(main: Callable[[Sequence[str]], int | None]) -> None:
       f"{error.filename}: {error.strerror}; check the path and its permissions", file=sys.stderr
     )
     sys.exit(2)
-  except KeyboardInterrupt:
-    print("interrupted; nothing was lost: run the same command again", file=sys.stderr)
-    sys.exit(130)
+  except KeyboardInterrupt as stop:
+    number = stop.number if isinstance(stop, interrupts.Stopped) else signal.SIGINT
+    print(interrupts.line(number), file=sys.stderr)
+    sys.exit(128 + number)
+  finally:
+    interrupts.end()

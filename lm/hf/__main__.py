@@ -13,6 +13,11 @@ mixtral, starcoder2, gpt_neox, gptj, mpt, phi3, olmo2, gemma2, gemma3_text; the 
 encoder-decoder t5.
 """
 
+from lm.config import interrupts
+
+if __name__ == "__main__":
+  interrupts.listen()
+
 import pathlib
 import shlex
 from collections.abc import Sequence
