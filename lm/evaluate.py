@@ -33,6 +33,7 @@ from lm.config.hparams import Hparams
 from lm.config.schema import Config, MeshConfig
 from lm.data.tokenizers import load_tokenizer
 from lm.devices import sharding
+from lm.files import write_text
 from lm.objectives.objective import Metric, Objective
 from lm.objectives.registry import objective_of
 from lm.runs import bucket, rundir
@@ -229,7 +230,7 @@ def _score(options) -> dict[str, object]:
   scores, answers = evaluate_task(workdir, task, options.checkpoint, writing, options.limit)
   if options.answers:
     lines = [json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers]
-    pathlib.Path(options.answers).write_text("".join(lines), encoding="utf-8")
+    write_text(pathlib.Path(options.answers), "".join(lines))
   return {"task": task, **scores}
 
 

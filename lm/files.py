@@ -1,12 +1,16 @@
-"""JSON files: read line by line, written atomically."""
+"""Files and folders that appear whole or not at all; JSON read line by line."""
 
+import contextlib
 import json
 import math
 import os
 import pathlib
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 
 from lm.config.errors import ConfigError, first_line
+
+LAST = "config.json"  # the file that says that a folder holds a run or a model
 
 
 def read_jsonl(path: pathlib.Path) -> list[dict]:
@@ -70,9 +74,71 @@ def _record(text: bytes) -> dict | str:
 
 def write_json(path: pathlib.Path, content: Mapping[str, object]) -> None:
   """Atomically: readers see the old file or the new one."""
-  temporary = path.with_name(f".{path.name}.{os.getpid()}")
-  temporary.write_text(json.dumps(content, indent=2, default=json_number) + "\n", encoding="utf-8")
-  os.replace(temporary, path)
+  write_text(path, json.dumps(content, indent=2, default=json_number) + "\n")
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+  """Atomically, in UTF-8: what has no place in it is written as its number."""
+  with beside(path) as partial:
+    partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+@contextlib.contextmanager
+def beside(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Within, a file to write to, of the same ending; at the end it takes the place of `path`.
+
+  Where that is a link, what it leads to is replaced.
+  """
+  path = pathlib.Path(os.path.realpath(path))
+  partial = path.with_name(f".{os.getpid()}.{path.name[-40:]}")
+  try:
+    yield partial
+    os.replace(partial, path)
+  except BaseException:
+    with contextlib.suppress(OSError):
+      partial.unlink(missing_ok=True)
+    raise
+
+
+@contextlib.contextmanager
+def whole_folder(
+  folder: pathlib.Path, option: str, replaces: Sequence[str] = ()
+) -> Iterator[pathlib.Path]:
+  """Within, a folder to write to; what is in it lies in `folder` at the end, config.json after all others.
+
+  So a folder with a config.json is whole. Where something stops it, `folder` is what it was.
+
+  Args:
+    option: of the command line that names it.
+    replaces: patterns of names that an earlier one may have left, which make way.
+
+  Raises:
+    ConfigError: it cannot be written.
+  """
+  was_there = folder.exists()
+  made = folder / f".unfinished-{os.getpid()}"
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob(".unfinished-*"):  # of a process that was killed
+      shutil.rmtree(leftover)
+    made.mkdir()
+  except OSError as error:
+    raise ConfigError(
+      f"{option}={folder}: cannot be written ({error.strerror}); choose another --{option}"
+    ) from None
+  try:
+    yield made
+    (folder / LAST).unlink(missing_ok=True)
+    for path in [path for pattern in replaces for path in folder.glob(pattern)]:
+      path.unlink()
+    for path in sorted(made.iterdir(), key=lambda path: path.name == LAST):
+      if (folder / path.name).is_dir():
+        shutil.rmtree(folder / path.name)
+      os.replace(path, folder / path.name)
+  except BaseException:
+    shutil.rmtree(made if was_there else folder, ignore_errors=True)
+    raise
+  made.rmdir()
 
 
 def json_number(value: object) -> object:

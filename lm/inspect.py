@@ -29,6 +29,7 @@ import numpy as np
 
 from lm.config.command_line import Parser, check_page, reject_unknown, run_main
 from lm.config.errors import ConfigError, number_of
+from lm.files import write_text
 from lm.models.attention.forms import attend
 from lm.models.decoder import Block, Decoder
 from lm.models.layers import Attention, Mlp, has_final_norm, local_layers
@@ -374,7 +375,7 @@ def main(argv: Sequence[str]) -> int:
   out = options.out or f"{options.workdir.rstrip('/')}/inspect.html"
   try:
     with bucket.written("out", out) as path:
-      path.write_text(page(run, options.text, looked), encoding="utf-8", errors="backslashreplace")
+      write_text(path, page(run, options.text, looked))
   except OSError as error:
     raise ConfigError(
       f"out={out}: cannot be written ({error.strerror}); choose another file"

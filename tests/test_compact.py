@@ -261,6 +261,19 @@ def test_an_int8_run_is_a_run_like_any_other(run, capsys):
     compact(["--workdir", str(run), "--to", str(to), "--bits", "8"])
 
 
+def test_a_stopped_command_leaves_no_run_and_can_be_given_again(run, monkeypatch):
+  def stop(*args):
+    raise KeyboardInterrupt
+
+  to = run.parent / "stopped"
+  words = ["--workdir", str(run), "--to", str(to), "--bits", "8", "--tokens", "0"]
+  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    patch.setattr(packed, "write", stop)
+    compact(words)
+  assert not to.exists()
+  assert compact(words) == 0 and load(to).step == 30
+
+
 @pytest.mark.slow
 def test_pruned_and_thin_runs_hold_what_was_asked(run, capsys):
   to, _ = made(run, "half", capsys, "--prune", "0.5", tokens=0)

@@ -12,12 +12,17 @@ from lm.hf.folder import read_folder, write_folder
 from tests.test_hf import assert_same, cfg_of, draw
 
 
-def test_import_and_export_give_the_same_weights_and_tokenizer(tmp_path, capsys):
-  """Of a vocabulary that the model pads from 27 to 31 entries."""
+def letters():
   tokenizers = pytest.importorskip("tokenizers")
   words = {word: i for i, word in enumerate(["<|endoftext|>", *"abcdefghijklmnopqrstuvwxyz"])}
   tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, "a"))
   tokenizer.add_special_tokens(["<|endoftext|>"])
+  return tokenizer
+
+
+def test_import_and_export_give_the_same_weights_and_tokenizer(tmp_path, capsys):
+  """Of a vocabulary that the model pads from 27 to 31 entries."""
+  tokenizer = letters()
   cfg = cfg_of("gpt2")
   state, hf_config = to_hf(draw(cfg), cfg)
   start, workdir, end = tmp_path / "start", tmp_path / "run", tmp_path / "end"
@@ -38,6 +43,46 @@ def test_import_and_export_give_the_same_weights_and_tokenizer(tmp_path, capsys)
     main(["import", "--from", str(start), "--workdir", str(workdir)])
   with pytest.raises(ConfigError, match=r"type=llama: cannot say this model, which gpt2 can"):
     main(["export", "--workdir", str(workdir), "--to", str(end), "--type", "llama"])
+
+
+def test_a_stopped_conversion_leaves_what_was_there_and_can_be_given_again(tmp_path, monkeypatch):
+  cfg = cfg_of("gpt2")
+  state, hf_config = to_hf(draw(cfg), cfg)
+  start, workdir, end = tmp_path / "start", tmp_path / "run", tmp_path / "end"
+  write_folder(start, state, hf_config)
+  letters().save(str(start / "tokenizer.json"))
+  take = ["import", "--from", str(start), "--workdir", str(workdir)]
+  give = ["export", "--workdir", str(workdir), "--to", str(end)]
+
+  def stop(*args, **kwargs):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    patch.setattr("lm.hf.runs.Checkpointer.save", stop)
+    main(take)
+  assert not workdir.exists()
+  assert main(take) == 0
+  assert json.loads((workdir / "config.json").read_text())["data"]["tokenizer_path"] == str(
+    workdir / "tokenizer/tokenizer.json"
+  )
+  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    patch.setattr("lm.hf.runs.write_tokenizer", stop)
+    main(give)
+  assert not end.exists()
+  wrong = {name: array + 1 for name, array in state.items()}
+  write_folder(
+    end, wrong, {"model_type": "other"}, shard_bytes=4096
+  )  # an earlier one, of other files
+  (end / "tokenizer.model").write_text("other")
+  (end / "notes.txt").write_text("mine")
+  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    patch.setattr("lm.hf.runs.write_tokenizer", stop)
+    main(give)
+  assert_same(read_folder(end)[0], wrong)
+  assert main(give) == 0
+  assert_same(read_folder(end)[0], state)
+  names = {"config.json", "model.safetensors", "notes.txt", "tokenizer.json"}
+  assert {path.name for path in end.iterdir()} - {"tokenizer_config.json"} == names
 
 
 def test_what_is_no_model_is_refused(tmp_path):

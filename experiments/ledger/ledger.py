@@ -24,6 +24,7 @@ from experiments.ledger.rows import (
   run_folders,
 )
 from lm.config.errors import ConfigError, number_of, suggest
+from lm.files import beside
 from lm.runs import bucket
 from lm.setup.load import known_keys
 
@@ -246,11 +247,11 @@ def export(ledger: Ledger, path: str) -> None:
 
   In the .jsonl the first line holds what all rows share; curves are binned, machines left out.
   """
-  with bucket.written("export", path) as local:
-    _export(ledger, str(local))
+  with bucket.written("export", path) as local, beside(local) as partial:
+    _export(ledger, str(partial), path)
 
 
-def _export(ledger: Ledger, path: str) -> None:
+def _export(ledger: Ledger, path: str, asked: str) -> None:
   ending = posixpath.splitext(path)[1]
   flat = [{k: _flat(v) for k, v in row.items() if k != "curve"} for row in ledger.rows]
   keys = [k for k in ledger.all_keys() if k != "curve"]
@@ -267,11 +268,11 @@ def _export(ledger: Ledger, path: str) -> None:
       import pyarrow.parquet as pq
     except ImportError:
       raise ConfigError(
-        f"export={path}: Parquet needs pyarrow; pip install pyarrow, or export to .csv"
+        f"export={asked}: Parquet needs pyarrow; pip install pyarrow, or export to .csv"
       ) from None
     pq.write_table(pa.table({k: _arrow_column([r.get(k) for r in flat]) for k in keys}), path)
   else:
-    raise ConfigError(f"export={path}: must end in .jsonl, .csv or .parquet; rename it")
+    raise ConfigError(f"export={asked}: must end in .jsonl, .csv or .parquet; rename it")
 
 
 def load_ledger(path: str, option: str = "ledger") -> Ledger:

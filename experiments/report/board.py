@@ -22,6 +22,7 @@ from experiments.ledger.rows import binned, file_system
 from experiments.report.page import HERE, escape, inline_json
 from experiments.report.tables import COUNTS
 from lm.config.errors import ConfigError, check_within, whole_number
+from lm.files import write_text
 
 CURVE_BINS = 120_000  # over all runs; every evaluation stays
 DETAILS = 3_000_000  # characters of samples and logs over all runs of a page
@@ -108,7 +109,7 @@ def write_board(rows: Ledger, out: str) -> pathlib.Path:
   """Writes the page; it holds all that it shows. Returns its path."""
   path = pathlib.Path(out)
   path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(board_page(rows, live=None), encoding="utf-8", errors="backslashreplace")
+  write_text(path, board_page(rows, live=None))
   return path
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from experiments.laws import LawFit
 from experiments.laws.isoflop import IsoFlopFit
 from experiments.report.page import HERE, escape, inline_json
+from lm.files import write_text
 
 KEPT = 3000  # points
 SCRIPTS = ("plot.js", "law.js", "law_page.js")
@@ -72,5 +73,5 @@ def write_law_page(
     f"{title}: law", body, data, SCRIPTS, (HERE / "law_page.css").read_text()
   )
   path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(page, encoding="utf-8", errors="backslashreplace")
+  write_text(path, page)
   return path

@@ -12,6 +12,8 @@ import string
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
+from lm.files import write_text
+
 HERE = pathlib.Path(__file__).parent
 WIDE = 8  # columns from which a table is set smaller in print
 EMBED = """
@@ -226,9 +228,7 @@ class Page:
     scripts = "\n".join([*self._charts, f"<script>{EMBED}</script>"])
     style = (HERE / "page.css").read_text(encoding="utf-8")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(
-      layout(title, body, scripts, style), encoding="utf-8", errors="backslashreplace"
-    )
+    write_text(path, layout(title, body, scripts, style))
     return path
 
 

@@ -14,6 +14,7 @@ from lm.compact.factor import factors
 from lm.compact.measure import bytes_of, in_windows, measure
 from lm.config.errors import ConfigError, check_within
 from lm.config.schema import Config
+from lm.files import whole_folder
 from lm.models.adapters import merge_adapters
 from lm.models.registry import family_of, make_model
 from lm.models.transformer_config import TransformerConfig, factor_rank
@@ -84,16 +85,16 @@ def compact_run(
   if not stacked:
     found = _unstacked(found)
   new = dataclasses.replace(cfg, model=model)
-  run = rundir.open_run(
-    to, new, {"compacted": {"from": str(workdir), "step": step, **asked._asdict()}}
-  )
-  for name in COPIED:
-    if (workdir / name).is_dir():
-      shutil.copytree(workdir / name, to / name, dirs_exist_ok=True)
-    elif (workdir / name).is_file():
-      shutil.copyfile(workdir / name, to / name)
-  size = packed.write(to, found, step)
-  rundir.close_run(to, run, "done", reason=f"compacted from {workdir}, step {step}")
+  about = {"compacted": {"from": str(workdir), "step": step, **asked._asdict()}}
+  with whole_folder(to, "to") as made:
+    run = rundir.open_run(made, new, about)
+    for name in COPIED:
+      if (workdir / name).is_dir():
+        shutil.copytree(workdir / name, made / name)
+      elif (workdir / name).is_file():
+        shutil.copyfile(workdir / name, made / name)
+    size = packed.write(made, found, step)
+    rundir.close_run(made, run, "done", reason=f"compacted from {workdir}, step {step}")
   after = {"run": str(to), "bytes": size, "zeros": _zeros(plain)}
   after["bits"] = 8 * size / sum(a.size for a in flat.values())
   if tokens:

@@ -11,6 +11,7 @@ from lm.config.errors import ConfigError
 from lm.hf.convert import State
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+WEIGHT_FILES = (WEIGHTS, INDEX, "model-?????-of-?????.safetensors")
 SHARD_BYTES = 5_000_000_000  # of an export, as transformers writes them
 
 
@@ -108,10 +109,7 @@ def write_folder(
   """
   from safetensors.numpy import save_file
 
-  if (folder / "run.json").exists():
-    raise ConfigError(
-      f"to={folder}: is a run directory, whose config.json would be lost; choose another"
-    )
+  check_target(folder)
   _check_range(state, dtype)
   folder.mkdir(parents=True, exist_ok=True)
   state = {name: np.asarray(array).astype(_dtype(dtype)) for name, array in state.items()}
@@ -132,6 +130,14 @@ def write_folder(
     total = {"total_size": sum(a.nbytes for a in state.values())}
     _write_json(folder / INDEX, {"metadata": total, "weight_map": where})
   _write_json(folder / "config.json", {**hf_config, "torch_dtype": dtype})
+
+
+def check_target(folder: pathlib.Path) -> None:
+  """ConfigError for a run directory, which an export may not write to."""
+  if (folder / "run.json").exists():
+    raise ConfigError(
+      f"to={folder}: is a run directory, whose config.json would be lost; choose another"
+    )
 
 
 def _check_range(state: State, dtype: str) -> None:

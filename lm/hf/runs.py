@@ -2,7 +2,6 @@
 
 import dataclasses
 import pathlib
-import shutil
 import tempfile
 from typing import Any
 
@@ -11,15 +10,15 @@ import jax
 from lm.config.errors import ConfigError
 from lm.config.schema import Config
 from lm.data import tokenizers
-from lm.files import write_json
+from lm.files import whole_folder, write_json
 from lm.hf.architectures import ARCHITECTURES
 from lm.hf.bert import classes_of
 from lm.hf.convert import State
-from lm.hf.folder import read_folder, read_json, write_folder
+from lm.hf.folder import WEIGHT_FILES, check_target, read_folder, read_json, write_folder
 from lm.hf.gguf import llama_of, read_gguf, tokenizer_of
 from lm.hf.llama2c import read_llama2c
 from lm.hf.models import MODELS, read_model, write_model
-from lm.hf.tokenizer_files import copy_in, write_tokenizer
+from lm.hf.tokenizer_files import TOKENIZER_FILES, copy_in, write_tokenizer
 from lm.models.adapters import merge_adapters
 from lm.models.registry import family_of
 from lm.models.trees import unstack_layers
@@ -52,6 +51,10 @@ def import_run(
   """
   if (workdir / "config.json").exists():
     raise ConfigError(f"workdir={workdir}: holds a run already; choose another")
+  if (workdir / "checkpoints").exists():
+    raise ConfigError(
+      f"workdir={workdir}: holds checkpoints but no config.json; choose another workdir"
+    )
   if not source.exists():
     raise ConfigError(f"from={source}: no such file or folder; check the path")
   with tempfile.TemporaryDirectory() as made:
@@ -74,13 +77,8 @@ def import_run(
       (folder / "tokenizer.model").write_bytes(_bytes(tokenizer))
     elif source.suffix != ".gguf" and source.is_file():
       raise ConfigError(f"from={source}: has no tokenizer in it; give --tokenizer FILE.model")
-    was_there, had = workdir.exists(), (workdir / "tokenizer").exists()
-    try:
-      return _make_run(state, hf_config, folder, workdir, config, source)
-    except BaseException:  # what is refused leaves nothing behind
-      if not was_there or not had:
-        shutil.rmtree(workdir if not was_there else workdir / "tokenizer", ignore_errors=True)
-      raise
+    with whole_folder(workdir, "workdir") as run:
+      return _make_run(state, hf_config, folder, run, workdir, config, source)
 
 
 def _bytes(path):
@@ -94,16 +92,18 @@ def _make_run(
   state: State,
   hf_config: dict[str, Any],
   folder: pathlib.Path,
+  made: pathlib.Path,
   workdir: pathlib.Path,
   config: str | None,
   source: pathlib.Path,
 ) -> Config:
+  """Writes the run that will lie in `workdir` to `made`."""
   fields, params = read_model(state, hf_config)
   spec, settings = str(CONFIG), {}
   if hf_config["model_type"] in MODELS:
     name, settings = MODELS[hf_config["model_type"]].settings(params, hf_config)
     spec = str(REPO / name)
-  inside = workdir / "tokenizer"
+  inside = made / "tokenizer"
   kind, path = copy_in(folder, inside)
   overrides = {f"model.{key}": value for key, value in fields.items()} | settings
   overrides |= {"data.tokenizer": kind, "data.tokenizer_path": str(path.resolve())}
@@ -115,12 +115,14 @@ def _make_run(
     tokenizer = tokenizers.read_tokenizer(cfg.data)
   cfg = resolve(cfg, tokenizer.vocab_size, jax.device_count())
   tokenizers.save_tokenizer(tokenizer, inside)
-  run = rundir.open_run(workdir, cfg, {"labels": classes_of(hf_config)})
-  write_json(workdir / IMPORTED, hf_config)
-  checkpoints = Checkpointer(workdir, cfg.checkpoint, rundir.origin(cfg, {}))
+  lies = (workdir / path.relative_to(made)).resolve()
+  cfg = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, tokenizer_path=str(lies)))
+  run = rundir.open_run(made, cfg, {"labels": classes_of(hf_config)})
+  write_json(made / IMPORTED, hf_config)
+  checkpoints = Checkpointer(made, cfg.checkpoint, rundir.origin(cfg, {}))
   checkpoints.save({"params": params if cfg.model.scan_layers else unstack_layers(params)}, 0)
   checkpoints.close()
-  rundir.close_run(workdir, run, "done", reason=f"imported from {source}")
+  rundir.close_run(made, run, "done", reason=f"imported from {source}")
   return cfg
 
 
@@ -157,6 +159,8 @@ def export_run(
     start = tokenizer.start_id
     hf_config |= {"decoder_start_token_id": start, "pad_token_id": start}
   hf_config |= {key: came[key] for key in KEPT if came.get(key) is not None}
-  write_folder(folder, state, hf_config, dtype)
-  write_tokenizer(tokenizer, workdir / "tokenizer", folder, cfg.model.seq_len)
-  return sorted(path.name for path in folder.iterdir())
+  check_target(folder)
+  with whole_folder(folder, "to", (*WEIGHT_FILES, *TOKENIZER_FILES)) as made:
+    write_folder(made, state, hf_config, dtype)
+    write_tokenizer(tokenizer, workdir / "tokenizer", made, cfg.model.seq_len)
+    return sorted(path.name for path in made.iterdir())

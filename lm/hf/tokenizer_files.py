@@ -17,6 +17,9 @@ KINDS = {
 }
 # What says which of its tokens are special, and how chats are written.
 BESIDE = (*tokenizers.SIDE_FILES, "added_tokens.json", "chat_template.jinja")
+TOKENIZER_FILES = (
+  *(name for names in KINDS.values() for name in names), *(name for name in BESIDE if name != "config.json"),
+)  # fmt: skip
 
 
 def find_kind(folder: pathlib.Path) -> tuple[str, tuple[str, ...]]:
