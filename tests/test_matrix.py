@@ -24,6 +24,7 @@ from lm.models.parameterization import TABLE
 from lm.models.registry import FAMILIES, make_model
 from lm.objectives.registry import OBJECTIVES
 from lm.optim.directions import OPTIMIZERS
+from lm.optim.schedules import SCHEDULES
 from lm.runs.rundir import checkpoint_steps
 from lm.setup.checks import check
 from lm.setup.load import sections_of
@@ -156,6 +157,7 @@ VALUES = {
   "objective.denoisers": ("0.5xtail", "R:0.15x3,S:0.25xtail"),
   "objective.critic_sizes": ("2",),
   "optim.name": tuple(OPTIMIZERS),
+  "optim.schedule": tuple(SCHEDULES),
   "optim.peak_lr": (1e-3,),
   "optim.b3": (0.9,),
   "optim.slow_weight": (2.0,),

@@ -225,12 +225,6 @@ def test_groups_with_a_b1_or_b2_that_the_optimizer_ignores_are_refused(
     run(tmp_path / "x", optim__name=name, optim__groups=group)
 
 
-def test_every_optimizer_says_which_running_means_it_keeps():
-  from lm.optim.directions import MOMENTS, OPTIMIZERS
-
-  assert MOMENTS.keys() == OPTIMIZERS.keys()
-
-
 # --- looking changes nothing, and a run that is lost ends -------------------------------------------
 
 

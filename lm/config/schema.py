@@ -157,9 +157,7 @@ class OptimConfig:
   l1: float = field("[0, inf)", "0", traced=True)
   l2: float = field("[0, inf)", "0", traced=True)
   clip_norm: float | None = field("(0, inf)", "1", traced=True, off=math.inf)
-  schedule: str = field(
-    choices=("constant", "linear", "cosine", "exponential", "inverse_sqrt", "wsd", "plateau")
-  )
+  schedule: str
   warmup_frac: float | None = field("[0, 1]", "0.05", varies=True)
   warmup_tokens: int | None = field("[0, inf)", "100000", varies=True)
   decay_frac: float = field("[0, 1]", "0.2", varies=True)
@@ -229,7 +227,7 @@ class LogConfig:
   wandb: str = field(choices=("auto", "online", "offline", "disabled"), identity=False)
   wandb_project: str | None = field(identity=False)
   wandb_group: str | None = field(identity=False)
-  mirrors: tuple[str, ...] = field(choices=("tensorboard", "trackio"), identity=False, neutral=())
+  mirrors: tuple[str, ...] = field(identity=False, neutral=())
 
 
 @dataclasses.dataclass(frozen=True)

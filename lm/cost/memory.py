@@ -1,15 +1,11 @@
 """Bytes on each device while a run trains, by arithmetic."""
 
-from collections.abc import Sequence
-
-from lm.config.errors import ConfigError
-from lm.config.schema import Config, ModelConfig
+from lm.config.schema import Config
 from lm.cost.parameters import run_weights, weights
-from lm.models.family import Weight
 from lm.models.registry import family_of
 from lm.objectives.registry import objective_of
 from lm.objectives.teacher import find
-from lm.optim.soap import turned_sides
+from lm.optim.directions import OPTIMIZERS
 
 STATE_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1 + 4 / 256}  # a number; lm.optim.low_bit
 # A weight: whether it is kept, where it rests, its score and that one's two moments; lm.optim.pruning.
@@ -34,16 +30,14 @@ def memory_bytes(cfg: Config) -> dict[str, float]:
   shards *= total / (total - of_experts + of_experts / cfg.mesh.expert)
   teachers = find(objective_of(cfg.objective).teachers(cfg)).values()
   frozen = sum(w.size for each in teachers for w in weights(each.section))
-  name = cfg.optim.name
-  whole, copied = whole_floats(found, name), copied_floats(found, name)
-  coded = state_floats(found, name) - whole - copied
-  state = STATE_BYTES[cfg.optim.state_dtype] * coded + 4 * whole
+  optimizer = OPTIMIZERS[cfg.optim.name]
+  state = STATE_BYTES[cfg.optim.state_dtype] * optimizer.means(found) + 4 * optimizer.whole(found)
   state += sum(w.size for w in found if w.kind == "hidden") * PRUNING_BYTES[cfg.optim.prune]
-  ema = 0 if cfg.optim.ema_decay is None and name != "schedule_free" else 4 * total
+  ema = 0 if cfg.optim.ema_decay is None and not optimizer.averages else 4 * total
   return {
     "parameters": 4 * (total + frozen) / shards,
     "gradients": 4 * total * (1 if cfg.train.accumulate == 1 else 2) / shards,
-    "optimizer": (state + ema) / shards + 4 * copied,
+    "optimizer": (state + ema) / shards + 4 * optimizer.copied(found),
     "activations": activation_bytes(cfg),
   }
 
@@ -54,51 +48,3 @@ def activation_bytes(cfg: Config) -> float:
   bfloat16 is counted as two bytes, as accelerators hold it (XLA on CPU holds four).
   """
   return DTYPE_BYTES[cfg.model.dtype] * family_of(cfg.model).activation_floats(cfg)
-
-
-def optimizer_floats(model: ModelConfig, name: str) -> int:
-  """`state_floats` of a model."""
-  return state_floats(weights(model), name)
-
-
-def state_floats(found: Sequence[Weight], name: str) -> int:
-  """Numbers in the state of lm.optim.directions.OPTIMIZERS[name], less its few counters."""
-  total = sum(w.size for w in found)
-  hidden = sum(w.size for w in found if w.kind == "hidden")
-  factored = sum(w.size if w.kind == "vector" else w.copies * sum(w.shape) for w in found)
-  numbers = {
-    "sgd": total,
-    "adam": 2 * total,
-    "adamw": 2 * total,
-    "adagrad": total,
-    "lion": total,
-    "adafactor": factored,  # row and column means of a matrix
-    "muon": 2 * total - hidden,
-    "soap": 2 * total + copied_floats(found, name),
-    "ademamix": 3 * total,
-    "adopt": 2 * total,
-    "schedule_free": total + whole_floats(found, name),
-    "prodigy": 3 * total + whole_floats(found, name),
-    "sophia": 2 * total,
-  }
-  if name not in numbers:
-    raise ConfigError(f"optim.name={name}: its state is not known; use one of {', '.join(numbers)}")
-  return numbers[name]
-
-
-def whole_floats(found: Sequence[Weight], name: str) -> int:
-  """Those of `state_floats` that are no running means and stay float32: copies of the weights."""
-  return sum(w.size for w in found) if name in ("schedule_free", "prodigy") else 0
-
-
-def copied_floats(found: Sequence[Weight], name: str) -> int:
-  """Those of `state_floats` that every device holds in float32: soap's products of gradients, and bases."""
-  if name != "soap":
-    return 0
-  sizes = lambda w: dict(zip(("left", "right"), w.shape, strict=True))
-  return sum(
-    2 * w.copies * sizes(w)[side] ** 2
-    for w in found
-    if w.kind != "vector"
-    for side in turned_sides(w.kind, *w.shape)
-  )

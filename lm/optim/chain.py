@@ -3,7 +3,7 @@
     g <- g + l1 sign(W) + l2 W                      matrices only, none that is frozen
     g <- g min(1, clip_norm / |g|)                  |g| over all weights
     g <- g / c                                      Adam's epsilon times c, as d(g / c, eps) = d(g, c eps)
-    d <- OPTIMIZERS[name](g)                        the direction; about 1 per element, save for sgd
+    d <- OPTIMIZERS[name].direction(g)              the direction; about 1 per element, save for sgd
     w <- w - m(t) (peak_lr k d + weight_decay W)    decay "independent", matrices only
     w <- w - m(t) peak_lr k (d + weight_decay W)    decay "coupled"
 
@@ -30,7 +30,7 @@ from lm.config.errors import ConfigError, suggest
 from lm.config.hparams import Hparams
 from lm.config.schema import OptimConfig
 from lm.models.parameterization import branch_multiplier, multiplier
-from lm.optim.directions import MOMENTS, OPTIMIZERS
+from lm.optim.directions import OPTIMIZERS
 from lm.optim.low_bit import compressed
 from lm.optim.matrices import Tree
 from lm.optim.options import cautious, hyperball
@@ -210,7 +210,7 @@ def check_groups(groups: Sequence[Group], kinds: Tree, name: str) -> None:
   kind_of = {"/".join(p.key for p in path): kind for path, kind in leaves}
   names = list(kind_of)
   for group in groups:
-    used = set(MOMENTS[name])
+    used = set(OPTIMIZERS[name].moments)
     members = {kind_of[n] for n in names if re.match(group.pattern, n)}
     if name == "muon" and members == {"hidden"}:
       used -= {"b2"}
@@ -331,7 +331,7 @@ def _direction(name, hparams, kinds, axes, groups, member, schedule):
   """The optimizer's direction; one for each group that has moments of its own, none where it is frozen."""
   own = [i for i, g in enumerate(groups) if g.frozen or g.b1 is not None or g.b2 is not None]
   if not own:
-    return OPTIMIZERS[name](hparams, kinds, axes, schedule)
+    return OPTIMIZERS[name].direction(hparams, kinds, axes, schedule)
   labels = jax.tree.map(lambda index: str(index) if index in own else "rest", member)
   is_axes = lambda x: isinstance(x, tuple)
 
@@ -339,7 +339,7 @@ def _direction(name, hparams, kinds, axes, groups, member, schedule):
     of_group = lambda x, mine: x if mine == label else optax.MaskedNode()
     mine = jax.tree.map(of_group, kinds, labels)
     my_axes = jax.tree.map(of_group, axes, labels, is_leaf=is_axes)
-    return OPTIMIZERS[name](changed, mine, my_axes, schedule)
+    return OPTIMIZERS[name].direction(changed, mine, my_axes, schedule)
 
   directions = {"rest": direction("rest", hparams)}
   for i in own:

@@ -4,16 +4,18 @@ The state does not depend on any number in Hparams, so one program serves and st
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from lm.config.hparams import Hparams
+from lm.models.family import Weight
 from lm.optim.matrices import Tree, matrix_split, per_matrix
 from lm.optim.prodigy import scale_by_prodigy
-from lm.optim.soap import scale_by_soap
+from lm.optim.soap import basis_floats, scale_by_soap
 from lm.optim.sophia import scale_by_sophia
 
 Schedule = Callable[[jax.Array], jax.Array]  # updates done -> m(t), the fraction of the peak rate
@@ -207,38 +209,67 @@ def sophia(
   return scale_by_sophia(hparams)
 
 
-OPTIMIZERS: dict[str, Callable[[Hparams, Tree, Tree, Schedule], optax.GradientTransformation]] = {
-  "sgd": sgd,
-  "adam": adamw,  # weight_decay joins l2 in the gradient, as in torch.optim.Adam
-  "adamw": adamw,
-  "adagrad": adagrad,
-  "lion": lion,
-  "adafactor": adafactor,
-  "muon": muon,
-  "soap": soap,
-  "ademamix": ademamix,
-  "adopt": adopt,
-  "schedule_free": schedule_free,
-  "prodigy": prodigy,
-  "sophia": sophia,
-}
-CURVED = (
-  "sophia",
-)  # those whose `update` takes `curvature`, which makes a draw of the Hessian's diagonal
+# --- what else is to be known of each -----------------------------------------------------------
 
-# The running means each keeps: which of optim.b1 and optim.b2 a group of parameters may have its own of.
-MOMENTS: dict[str, tuple[str, ...]] = {
-  "sgd": ("b1",),
-  "adam": ("b1", "b2"),
-  "adamw": ("b1", "b2"),
-  "adagrad": (),
-  "lion": ("b1", "b2"),
-  "adafactor": ("b2",),
-  "muon": ("b1", "b2"),  # b2 of what is no hidden matrix
-  "soap": ("b1", "b2"),
-  "ademamix": ("b1", "b2"),
-  "adopt": ("b1", "b2"),
-  "schedule_free": ("b2",),  # b1 is that of the average, for all weights
-  "prodigy": (),  # one rate is found for all weights
-  "sophia": (),  # the Hessian's draws are of all weights
+
+def _all(weights: Sequence[Weight]) -> int:
+  return sum(w.size for w in weights)
+
+
+def _none(weights: Sequence[Weight]) -> int:
+  return 0
+
+
+def _factored(weights: Sequence[Weight]) -> int:
+  """Row and column means of each matrix, vectors whole."""
+  return sum(w.size if w.kind == "vector" else w.copies * sum(w.shape) for w in weights)
+
+
+def _less_hidden(weights: Sequence[Weight]) -> int:
+  return sum(w.size for w in weights if w.kind != "hidden")
+
+
+class Optimizer(NamedTuple):
+  """The row of an optimizer.
+
+  Attributes:
+    direction: (hparams, kinds, axes, schedule) -> gradients into an ascent direction.
+    moments: the running means it keeps: which of optim.b1 and optim.b2 a group of parameters may have its
+      own of.
+    means: weights -> numbers of its state in running means, which optim.state_dtype may code.
+    whole: weights -> numbers in copies of the weights, float32 and split over devices as weights are.
+    copied: weights -> numbers that every device holds in float32.
+    averages: whether evaluation reads a mean of the weights that the optimizer keeps.
+    curved: whether its `update` takes `curvature`, which makes a draw of the Hessian's diagonal.
+  """
+
+  direction: Callable[[Hparams, Tree, Tree, Schedule], optax.GradientTransformation]
+  moments: tuple[str, ...]
+  means: Callable[[Sequence[Weight]], int]
+  whole: Callable[[Sequence[Weight]], int] = _none
+  copied: Callable[[Sequence[Weight]], int] = _none
+  averages: bool = False
+  curved: bool = False
+
+
+BOTH = ("b1", "b2")
+OPTIMIZERS: dict[str, Optimizer] = {
+  "sgd": Optimizer(sgd, ("b1",), _all),
+  # adam: weight_decay joins l2 in the gradient, as in torch.optim.Adam (lm.optim.chain)
+  "adam": Optimizer(adamw, BOTH, lambda weights: 2 * _all(weights)),
+  "adamw": Optimizer(adamw, BOTH, lambda weights: 2 * _all(weights)),
+  "adagrad": Optimizer(adagrad, (), _all),
+  "lion": Optimizer(lion, BOTH, _all),
+  "adafactor": Optimizer(adafactor, ("b2",), _factored),
+  # muon: hidden matrices have one mean, all other weights adamw's two
+  "muon": Optimizer(muon, BOTH, lambda weights: _all(weights) + _less_hidden(weights)),
+  "soap": Optimizer(soap, BOTH, lambda weights: 2 * _all(weights), copied=basis_floats),
+  "ademamix": Optimizer(ademamix, BOTH, lambda weights: 3 * _all(weights)),
+  "adopt": Optimizer(adopt, BOTH, lambda weights: 2 * _all(weights)),
+  # schedule_free: b1 places the average of all weights, so no group has its own
+  "schedule_free": Optimizer(schedule_free, ("b2",), _all, whole=_all, averages=True),
+  # prodigy: one rate is found for all weights
+  "prodigy": Optimizer(prodigy, (), lambda weights: 3 * _all(weights), whole=_all),
+  # sophia: the Hessian's draws are of all weights
+  "sophia": Optimizer(sophia, (), lambda weights: 2 * _all(weights), curved=True),
 }

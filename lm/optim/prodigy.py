@@ -5,7 +5,7 @@
     step: c d m / (sqrt(v) + d eps),   then   d <- max(d, r / |s|_1),   d_0 = 1e-6
 
 with c = peak_lr m(t) and peak_lr = 1 what its authors use. Mishchenko & Defazio 2023, arXiv:2306.06101,
-algorithm 4. There is one d for all weights, so all must have one rate (lm.optim.rules).
+algorithm 4. There is one d for all weights, so all must have one rate (lm.optim.checks).
 """
 
 from collections.abc import Callable

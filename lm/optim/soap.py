@@ -17,6 +17,7 @@ L, R and the two bases stay float32 and lie whole on every device. In runs stack
 of them are renewed at every update and taken over every precondition_every-th, as XLA has no branch there.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +25,7 @@ import jax.numpy as jnp
 import optax
 
 from lm.config.hparams import Hparams
+from lm.models.family import Weight
 from lm.optim.matrices import Tree, as_matrices
 
 RAMP = 1e-2  # of the mean eigenvalue, rising along the diagonal of the first products
@@ -50,6 +52,17 @@ def turned_sides(kind: str, n_in: int, n_out: int) -> tuple[str, ...]:
   if kind != "readout" and n_out <= MAX_SIDE:
     sides.append("right")
   return tuple(sides)
+
+
+def basis_floats(weights: Sequence[Weight]) -> int:
+  """Numbers in the products of gradients and the bases, [in, in] and [out, out], of all matrices."""
+  sizes = lambda w: dict(zip(("left", "right"), w.shape, strict=True))
+  return sum(
+    2 * w.copies * sizes(w)[side] ** 2
+    for w in weights
+    if w.kind != "vector"
+    for side in turned_sides(w.kind, *w.shape)
+  )
 
 
 def scale_by_soap(hparams: Hparams, kinds: Tree, axes: Tree) -> optax.GradientTransformation:

@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from lm.config.errors import ConfigError
+from lm.config.errors import ConfigError, check_choice
 from lm.config.schema import LogConfig
 from lm.runs.mirror import About, Mirror, Sink
 from lm.runs.tensorboard_mirror import TensorBoard
@@ -27,8 +27,10 @@ MIRRORS = {
 
 
 def check_mirrors(cfg: LogConfig) -> None:
-  """ConfigError where the package of a mirror that is asked for is missing, or WANDB_MODE is no mode."""
+  """ConfigError for a mirror that there is not, where its package is missing, or WANDB_MODE is no mode."""
   wandb_mode(cfg.wandb)
+  for name in cfg.mirrors:
+    check_choice("log.mirrors", name, MIRRORS)
   for name in cfg.mirrors:
     package = MIRRORS[name].package
     if importlib.util.find_spec(package) is None:

@@ -17,9 +17,10 @@ from lm.models.parameterization import TABLE, scales_depth
 from lm.models.registry import family_of
 from lm.objectives.registry import objective_of
 from lm.optim.chain import read_groups
+from lm.optim.checks import check_optimizer
 from lm.optim.directions import OPTIMIZERS
 from lm.optim.pruning import check_pruning
-from lm.optim.rules import check_optimizer
+from lm.optim.schedules import SCHEDULES
 
 SET_NAME = re.compile(r"[\w.-]+")
 
@@ -39,6 +40,7 @@ def check(cfg: Config) -> None:
         check_choice(key, word, rule.choices)
   check_choice("data.tokenizer", cfg.data.tokenizer, tokenizers.CLASSES)
   check_choice("optim.name", cfg.optim.name, OPTIMIZERS)
+  check_choice("optim.schedule", cfg.optim.schedule, SCHEDULES)
   check_choice("model.parameterization", cfg.model.parameterization, TABLE)
   if scales_depth(cfg.model.parameterization) and not hasattr(cfg.model, "base_depth"):
     raise ConfigError(

@@ -25,7 +25,7 @@ from lm.optim.chain import (
   read_groups,
   relative_updates,
 )
-from lm.optim.directions import CURVED
+from lm.optim.directions import OPTIMIZERS
 from lm.optim.pruning import share_kept
 from lm.optim.schedule_free import averaged
 from lm.training import curvature, noise_scale
@@ -50,7 +50,7 @@ def init_state(hparams: Hparams, *, cfg: Config, model: nn.Module) -> State:
   """Step 0: parameters drawn from hparams.seed, a fresh optimizer state."""
   key = jax.random.fold_in(jax.random.key(hparams.seed), 0)
   params = trees.init_params(model, key, hparams.init_scale) | _init_parts(cfg, key, hparams)
-  has_mean = cfg.optim.ema_decay is not None or cfg.optim.name == "schedule_free"
+  has_mean = cfg.optim.ema_decay is not None or OPTIMIZERS[cfg.optim.name].averages
   ema = jax.tree.map(jnp.array, params) if has_mean else None
   opt_state = optimizer_of(cfg, hparams, all_axes(cfg, model)).init(params)
   extra = objective_of(cfg.objective).init_extra(model, cfg, params, cfg.train.batch_size)
@@ -99,7 +99,7 @@ def train_step(
   grads = jax.tree.map(lambda g: g / weight, grads)
   tx = optimizer_of(cfg, hparams, axes)
   more = {}
-  if cfg.optim.name in CURVED:
+  if OPTIMIZERS[cfg.optim.name].curved:
     args = (
       state.params,
       split_extra(state.extra, objective.teachers(cfg))[0],
@@ -112,7 +112,7 @@ def train_step(
   updates, opt_state = tx.update(grads, state.opt_state, state.params, value=total / weight, **more)
   params = optax.apply_updates(state.params, updates)
   ema = state.ema
-  if cfg.optim.name == "schedule_free":
+  if OPTIMIZERS[cfg.optim.name].averages:
     ema = averaged(params, opt_state, hparams.b1)
   elif ema is not None:
     ema = optax.incremental_update(params, ema, 1 - cfg.optim.ema_decay)
