@@ -1,6 +1,7 @@
 """A family, an objective and a kind of batch from outside lm/ go through everything, their names unknown."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -17,6 +18,10 @@ import pytest
 
 import train
 from experiments.ledger.ledger import read_ledger
+from experiments.report import live
+from experiments.report.formats import clock
+from experiments.sweep import sweep
+from experiments.sweep.sweep import Run
 from lm import evaluate
 from lm.devices.sharding import make_mesh
 from lm.files import read_jsonl
@@ -127,6 +132,29 @@ def test_eight_devices_compute_what_one_does():
     losses.append(mine)
   assert len(set(losses[0])) == 5  # they do train
   np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+def test_a_sweep_at_work_shows_its_own_metrics_and_the_time_that_is_left(whole, tmp_path, capsys):
+  runs = [Run(name, {"optim.peak_lr": lr}, CONFIG) for name, lr in (("a", 1e-3), ("b", 1e-2))]
+  members = [dataclasses.replace(m, workdir=whole) for m in sweep.resolve_runs(runs, tmp_path)]
+  titles = live.live_titles(members)
+  assert (titles["shown"], titles["score"]) == ("train nll", "val right")
+  assert titles["tokens_per_sec"] == "passages/s"
+  last = live.progress_of(whole)
+  step, shown, score, speed, left = live._live_cells(members[0], 1)
+  assert (step, left) == ("40/40", "0:00") and speed
+  assert shown == f"{last['train/nll']:.4f}" and score == f"{last['eval/val/right']:.4f}"
+  train = dataclasses.replace(members[0].cfg.train, steps=10_040, tokens=10_040 * 16)
+  longer = dataclasses.replace(members[0], cfg=dataclasses.replace(members[0].cfg, train=train))
+  seconds = 10_000 * 16 / last["perf/tokens_per_sec"]  # 16 passages a step, of 8 tokens each
+  assert live._live_cells(longer, 1)[-1] == clock(seconds)
+  row = {"status": "done", "metric": "eval/val/right", "better": "higher"}
+  rows = {"a": row | {"name": "a", "score": 0.25}, "b": row | {"name": "b", "score": 0.75}}
+  with live.Watch("bags", sys.stdout) as watch:
+    watch(members, {name: row | {"status": "running"} for name in rows}, [], False)
+    watch(members, rows, [], False)
+    assert "best 0.7500 (b)" in watch._summary(members, rows, {})
+  assert "done a: val right 0.2500" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -12,6 +12,8 @@ from experiments.report.formats import clock
 from experiments.report.tables import fit_columns
 from experiments.sweep.sweep import Member
 from lm.cost.flops import run_flops_per_token
+from lm.objectives.registry import objective_of
+from lm.setup.resolve import kind_of, tokens_per_step
 
 TAIL_BYTES = 1 << 14  # read from the end of a record: holds its last evaluation
 PLAIN_SECONDS = 30.0  # between two plain progress lines
@@ -20,8 +22,8 @@ STYLES = {
   "stopped": "yellow", "waiting": "dim", "queued": "blue", "compiling": "magenta",
 }  # fmt: skip
 LIVE_COLUMNS = {
-  "name": "run", "status": "status", "step": "step", "train/loss": "train loss", "loss": "val loss",
-  "tokens_per_sec": "tokens/s", "left": "left",
+  "name": "run", "status": "status", "step": "step", "shown": "train", "score": "val",
+  "tokens_per_sec": "units/s", "left": "left",
 }  # fmt: skip
 
 
@@ -90,8 +92,9 @@ class Watch:
       before is None and status in ("done", "waiting")
     ):
       return
-    loss = f"loss {row['loss']:.4f}" if status == "done" and row.get("loss") is not None else ""
-    reason = row.get("reason") or loss
+    known = status == "done" and row.get("score") is not None
+    score = f"{_title(row['metric'])} {row['score']:.4f}" if known else ""
+    reason = row.get("reason") or score
     self._say(f"{status} {member.name}" + (f": {reason}" if reason else ""))
 
   def _say(self, text: str) -> None:
@@ -109,10 +112,11 @@ class Watch:
       counts[status] = counts.get(status, 0) + 1
     parts = [", ".join(f"{n} {s}" for s, n in counts.items()) + f" of {len(members)}"]
     done = [rows[m.name] for m in members if rows[m.name]["status"] == "done"]
-    losses = [(row["loss"], row["name"]) for row in done if row.get("loss") is not None]
-    if losses:
-      loss, name = min(losses)
-      parts.append(f"best {loss:.4f} ({name})")
+    scored = [row for row in done if row.get("score") is not None]
+    if len({row["metric"] for row in scored}) == 1:
+      sign = -1 if scored[0]["better"] == "higher" else 1
+      best = min(scored, key=lambda row: (sign * row["score"], row["name"]))
+      parts.append(f"best {best['score']:.4f} ({best['name']})")
     parts.append(f"{clock(time.monotonic() - self._born)} spent")
     if left := self._left(members, rows, now):
       parts.append(f"about {clock(left)} left")
@@ -162,16 +166,17 @@ class Watch:
     for member in ranked:
       row, working = rows[member.name], member.name in now
       status = "compiling" if working and not progress_of(member.workdir) else row["status"]
-      cells = _live_cells(*now[member.name]) if working else _ended_cells(row)
+      cells = _live_cells(*now[member.name]) if working else _ended_cells(member, row)
       values = dict(zip(LIVE_COLUMNS, (member.name, status, *cells), strict=True))
       entries.append({k: v or None for k, v in values.items()})
-    kept, cells, _ = fit_columns(entries, LIVE_COLUMNS, console.width)
+    titles = live_titles(members)
+    kept, cells, _ = fit_columns(entries, titles, console.width)
     table = Table(title=self._summary(members, rows, now), title_justify="left", box=None)
     table.pad_edge = False
     for key in kept:
       words = key in ("name", "status")
       table.add_column(
-        LIVE_COLUMNS[key], justify="left" if words else "right", no_wrap=True, overflow="ellipsis",
+        titles[key], justify="left" if words else "right", no_wrap=True, overflow="ellipsis",
         min_width=None if words else max(map(len, cells[key]), default=0),
       )  # fmt: skip
     for values in zip(*cells.values(), strict=True):
@@ -184,6 +189,22 @@ class Watch:
     return table
 
 
+def live_titles(members: Sequence[Member]) -> dict[str, str]:
+  """LIVE_COLUMNS with the names of the metrics and of the unit of batches, where all runs have the same."""
+  cfgs = [member.cfg for member in members]
+  found = {
+    "shown": {_title(objective_of(cfg.objective).shown) for cfg in cfgs},
+    "score": {_title(cfg.eval.stop_metric) for cfg in cfgs},
+    "tokens_per_sec": {f"{kind_of(cfg).unit}/s" for cfg in cfgs},
+  }
+  return LIVE_COLUMNS | {key: names.pop() for key, names in found.items() if len(names) == 1}
+
+
+def _title(metric: str) -> str:
+  """`val loss` of eval/val/loss."""
+  return metric.removeprefix("eval/").replace("/", " ")
+
+
 def _step(member: Member, row: Mapping) -> int:
   return progress_of(member.workdir).get("step", row.get("step") or 0)
 
@@ -194,34 +215,36 @@ def _job_name(work: Working) -> str:
 
 
 def _live_cells(member: Member, stacked: int) -> tuple[str, ...]:
-  """step, train loss, val loss, tokens/s, time left; a stack's runs share its speed."""
-  record = progress_of(member.workdir)
-  step, total = record.get("step", 0), member.cfg.train.steps
+  """step, training metric, what the run is judged by, units a second, time left; a stack shares its speed."""
+  record, cfg = progress_of(member.workdir), member.cfg
+  step, total = record.get("step", 0), cfg.train.steps
   speed = record.get("perf/tokens_per_sec")
-  left = (total - step) * member.cfg.train.batch_size * member.cfg.model.seq_len
+  left = (total - step) * tokens_per_step(cfg)
   return (
     f"{step}/{total}",
-    _number(record.get("train/loss")),
-    _number(record.get("eval/val/loss")),
+    _number(record.get(objective_of(cfg.objective).shown)),
+    _number(record.get(cfg.eval.stop_metric)),
     f"{speed:,.0f}" if speed else "",
     clock(left * stacked / speed) if speed else "",
   )
 
 
-def _ended_cells(row: Mapping) -> tuple[str, ...]:
+def _ended_cells(member: Member, row: Mapping) -> tuple[str, ...]:
   if row.get("steps") is None:
     return ("", "", "", "", "")
-  return (
-    f"{row['step']}/{row['steps']}", _number(row.get("train/loss")), _number(row.get("loss")), "", "",
-  )  # fmt: skip
+  shown = _number(row.get(objective_of(member.cfg.objective).shown))
+  return f"{row['step']}/{row['steps']}", shown, _number(row.get("score")), "", ""
 
 
 def _progress_text(member: Member, stacked: int) -> str:
-  step, loss, val, speed, left = _live_cells(member, stacked)
-  parts = [f"step {step}", f"train {loss}" if loss else "", f"val {val}" if val else ""]
-  return ", ".join(
-    filter(None, [*parts, f"{speed} tokens/s" if speed else "", left and f"{left} left"])
+  step, *values, left = _live_cells(member, stacked)
+  titles = live_titles([member])
+  shown, score, speed = (
+    f"{value} {titles[key]}" if key == "tokens_per_sec" else f"{titles[key]} {value}"
+    for key, value in zip(("shown", "score", "tokens_per_sec"), values, strict=True)
   )
+  told = [text for text, value in zip((shown, score, speed), values, strict=True) if value]
+  return ", ".join([f"step {step}", *told, *([f"{left} left"] if left else [])])
 
 
 def progress_of(workdir: pathlib.Path) -> dict[str, object]:

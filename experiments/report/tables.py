@@ -23,7 +23,8 @@ NAMES = ("name", "run", "runs", "best")  # columns that hold names of runs
 LEAST = (
   "dirty", "host", "started", "jax", "python", "flops_6ND_nonembedding", "flops_6ND", "flops_exact",
   "n_params_non_embedding", "batch_tokens", "epochs", "tokens_per_param", "tokens_per_sec", "bpb",
-  "steps", "bytes", "lr", "train/loss", "step", "dollars", "flops", "seconds", "n_tokens", "n_params",
+  "steps", "bytes", "lr", "train/loss", "shown", "step", "dollars", "flops", "seconds", "n_tokens",
+  "n_params",
 )  # fmt: skip
 WRAPPED = 24  # least width of a column of words; longer ones go on in the next line
 GAP = 2  # between columns
@@ -76,7 +77,9 @@ def fit_columns(
       cells[key] = [_without(text, shared) for text in cells[key]]
   first = kept[0] if kept else None
   order = [k for k in LEAST if k in kept] + [k for k in reversed(kept) if k not in LEAST]
-  droppable = [k for k in order if k != first and k not in ("status", "loss", "mean", "reason")]
+  droppable = [
+    k for k in order if k != first and k not in ("status", "loss", "score", "mean", "reason")
+  ]
   while _needed(cells, headings, numeric, kept) > width and droppable:
     kept.remove(droppable.pop(0))
   return kept, {k: cells[k] for k in kept}, shared
