@@ -12,6 +12,8 @@ Hardware:  small: 2 CPU cores; enwik8: an accelerator
 Score:     enwik8: 1.06 bits/byte in the paper (41M parameters)
 """
 
+from ml_collections import ConfigDict
+
 from configs import default
 
 #          depth width heads mlp   seq_len memory batch
@@ -28,12 +30,14 @@ def get_config(size: str = "smoke"):
   depth, width, heads, mlp, seq_len, memory, batch = SIZES[size]
   config = default.get_config()
   with config.unlocked():
-    model, objective = config.model, config.objective
+    model = config.model
     model.depth, model.width, model.heads, model.mlp_dim = depth, width, heads, mlp
     model.seq_len, model.memory = seq_len, memory
+    config.objective = objective = ConfigDict()
     objective.name = "truncated_bptt"
-    for name in ("balance_loss", "router_z_loss", "router_bias_rate"):
-      del objective[name]  # of experts
+    objective.chunk = None  # positions per cross-entropy chunk; None = whole rows at once
+    objective.z_loss = 0.0  # weight of mean(log Z ** 2)
+    objective.label_smoothing = 0.0  # in [0, 1)
     objective.activation_l2 = 0.0  # AR: weight of the outputs' mean square
     objective.slowness = 0.0  # TAR: weight of their change's mean square
     config.train.batch_size = batch

@@ -14,7 +14,7 @@ from lm.config.errors import ConfigError
 from lm.config.schema import Config, flatten
 from lm.hf.folder import read_folder
 from lm.hf.models import read_model
-from lm.models.trees import stack_layers, unstack_layers
+from lm.models.trees import by_path, nested, path_name, stack_layers, unstack_layers
 from lm.runs import rundir
 from lm.runs.checkpoint import load_params
 from lm.training.step import State
@@ -52,8 +52,8 @@ def load(cfg: Config, wanted: Any) -> Loaded | None:
   if where is None:
     return None
   saved, differences = _read(pathlib.Path(where).expanduser(), cfg)
-  there = _by_path(stack_layers(saved))
-  here = _by_path(jax.eval_shape(stack_layers, wanted))
+  there = by_path(stack_layers(saved))
+  here = by_path(jax.eval_shape(stack_layers, wanted))
   there |= (cut := _cut_positions(there, here))
   grown = _grow(there, here, cfg) if cfg.train.init_depth else ""
   fits = {name: a for name, a in there.items() if name in here and here[name].shape == a.shape}
@@ -89,10 +89,10 @@ def place(
     return state
   say("\n".join(loaded.lines))
   stacked = "blocks" in str(jax.tree_util.tree_structure(state.params))
-  saved = loaded.params if stacked else _unstacked(loaded.params)
+  saved = loaded.params if stacked else by_path(unstack_layers(nested(loaded.params)))
 
   def put(path, leaf):
-    name = _name(path)
+    name = path_name(path)
     if name not in saved:
       return leaf
     array = np.asarray(saved[name], leaf.dtype)
@@ -158,25 +158,6 @@ def _grow(there: dict[str, Any], here: Mapping[str, Any], cfg: Config) -> str:
       "that of this model; choose another model.depth or use None"
     )
   return f"layers: {', '.join(sorted(told))} ({how})"
-
-
-def _by_path(tree: Any) -> dict[str, Any]:
-  return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def _name(path) -> str:
-  return "/".join(part.key for part in path)
-
-
-def _unstacked(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  nested: dict[str, Any] = {}
-  for name, array in params.items():
-    *folders, last = name.split("/")
-    at = nested
-    for folder in folders:
-      at = at.setdefault(folder, {})
-    at[last] = array
-  return _by_path(unstack_layers(nested))
 
 
 def _few(names) -> str:

@@ -201,7 +201,7 @@ def _check(cfg: Config, workdir: pathlib.Path, to: pathlib.Path, asked: Asked) -
     check_within("rank", asked.rank, "[1, inf)", "64")
   if asked.group is not None:
     check_within("group", asked.group, "[1, inf)", "32")
-  dense = isinstance(cfg.model, TransformerConfig) and cfg.model.family == "decoder"
+  dense = isinstance(cfg.model, TransformerConfig)
   for name in ("heads", "rank"):
     value = getattr(asked, name)
     if value is not None and (not dense or cfg.model.experts or cfg.model.low_rank):

@@ -8,7 +8,6 @@ Axes: S source length, beside those of lm.models.layers.
 """
 
 import dataclasses
-import math
 from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
@@ -24,7 +23,7 @@ from lm.models.decoder import BATCH, Head, remat_policy
 from lm.models.family import Family, Input, Weight
 from lm.models.matmul import matmul
 from lm.models.parameterization import multiplier
-from lm.models.transformer_config import ACTIVATIONS, GATED, PlainLayers
+from lm.models.transformer_config import ACTIVATIONS, GATED, PlainLayers, default_mlp_dim
 
 
 @dataclasses.dataclass(frozen=True)
@@ -520,10 +519,7 @@ def check_encoder_decoder(cfg: Config) -> None:
 
 
 def resolve_encoder_decoder(model: Any, vocab_size: int) -> Any:
-  """Lengths, depths and sizes as numbers; mlp_dim is 4 width, or 8/3 up to a multiple of 32 where gated."""
-  mlp_dim = model.mlp_dim or (
-    math.ceil(8 * model.width / 3 / 32) * 32 if model.activation in GATED else 4 * model.width
-  )
+  """Lengths, depths and sizes as numbers."""
   head_dim = model.head_dim or model.width // model.heads
   return dataclasses.replace(
     model,
@@ -531,7 +527,7 @@ def resolve_encoder_decoder(model: Any, vocab_size: int) -> Any:
     decoder_depth=model.decoder_depth or model.depth,
     head_dim=head_dim,
     base_head_dim=model.base_head_dim or head_dim,
-    mlp_dim=mlp_dim,
+    mlp_dim=model.mlp_dim or default_mlp_dim(model.width, model.activation),
     vocab_size=model.vocab_size or vocab_size,
   )
 

@@ -276,25 +276,25 @@ def adapter_rank(cfg: TransformerConfig, name: str) -> int | None:
   return cfg.lora_rank if cfg.lora_rank is not None and name in cfg.lora_on else None
 
 
-def resolve_transformer(model: TransformerConfig, vocab_size: int) -> TransformerConfig:
-  """Head, mlp and vocabulary sizes as numbers.
+def default_mlp_dim(width: int, activation: str) -> int:
+  """4 width, or 8/3 width rounded up to a multiple of 32 where gated: its three matrices then cost as much
+  as two of 4 width.
 
-  mlp_dim is 4 width, or 8/3 width rounded up to a multiple of 32 where gated: three matrices then cost as
-  much as two of 4 width.
+  >>> default_mlp_dim(128, "gelu"), default_mlp_dim(128, "swiglu")
+  (512, 352)
   """
-  if model.mlp_dim is not None:
-    mlp_dim = model.mlp_dim
-  elif model.activation in GATED:
-    mlp_dim = math.ceil(8 * model.width / 3 / 32) * 32
-  else:
-    mlp_dim = 4 * model.width
+  return math.ceil(8 * width / 3 / 32) * 32 if activation in GATED else 4 * width
+
+
+def resolve_transformer(model: TransformerConfig, vocab_size: int) -> TransformerConfig:
+  """Head, mlp and vocabulary sizes as numbers."""
   head_dim = model.head_dim or model.width // model.heads
   return dataclasses.replace(
     model,
     kv_heads=model.kv_heads or model.heads,
     head_dim=head_dim,
     base_head_dim=model.base_head_dim or head_dim,
-    mlp_dim=mlp_dim,
+    mlp_dim=model.mlp_dim or default_mlp_dim(model.width, model.activation),
     vocab_size=model.vocab_size or vocab_size,
   )
 

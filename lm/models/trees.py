@@ -77,8 +77,12 @@ def unstack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
 
 def by_path(tree: Tree) -> dict[str, Any]:
   """{"blocks/attn/q/kernel": leaf, ...} of a nested dict."""
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
-  return {"/".join(part.key for part in path): leaf for path, leaf in leaves}
+  return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def path_name(path: Sequence[Any]) -> str:
+  """ "blocks/attn/q/kernel" of jax's path to a leaf of a nested dict."""
+  return "/".join(part.key for part in path)
 
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from lm.data import questions
 from lm.data.questions import MAY_BEGIN, MAY_END, Question, QuestionEval, QuestionSet
 from lm.data.records import Store
 from lm.objectives.extractive_span import make_logits
+from lm.objectives.registry import objective_of
 from lm.runs.load import LoadedRun, load
 from lm.runs.progress import counted
 
@@ -90,11 +91,11 @@ def evaluate(
       {"text", "start", "probability"} of at most N_BEST answers of different texts.
 
   Raises:
-    ConfigError: a run of another objective, what `read_squad` says, two questions of one id.
+    ConfigError: a run that was not trained on questions, what `read_squad` says, two questions of one id.
   """
   where = f"task=squad:{path}"
   run = load(workdir, checkpoint)
-  if run.cfg.objective.name != "extractive_span":
+  if objective_of(run.cfg.objective).batches != "questions":
     raise ConfigError(
       f"{where}: objective.name={run.cfg.objective.name} finds no spans; train with configs/squad.py"
     )
