@@ -157,7 +157,7 @@ class OptimConfig:
   l1: float = field("[0, inf)", "0", traced=True)
   l2: float = field("[0, inf)", "0", traced=True)
   clip_norm: float | None = field("(0, inf)", "1", traced=True, off=math.inf)
-  schedule: str
+  schedule: str = field()
   warmup_frac: float | None = field("[0, 1]", "0.05", varies=True)
   warmup_tokens: int | None = field("[0, inf)", "100000", varies=True)
   decay_frac: float = field("[0, 1]", "0.2", varies=True)
