@@ -92,6 +92,12 @@ def test_a_page_is_not_written_under_another_ending(command, root):
     run(command, *about, "--out", root / "x.pdf")
 
 
+def test_a_board_of_no_run_is_not_written(tmp_path):
+  with pytest.raises(ConfigError, match=r"root=.*: holds no run yet; name a folder of runs or a"):
+    run("board", "--root", tmp_path, "--out", tmp_path / "board.html")
+  assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("port", [-1, 65536])
 def test_a_port_that_is_none_is_refused(port, root):
   with pytest.raises(ConfigError, match=rf"serve={port}: must be in \[0, 65535\]"):

@@ -348,7 +348,7 @@ def _show(command: Parser) -> None:
 
 
 def _board(command: Parser) -> None:
-  command.add_argument("--root", default="runs", help="where to look for runs (path or URL)")
+  command.add_argument("--root", default="runs", help="folder of runs, or a ledger (path or URL)")
   command.add_argument("--out", default="board.html", help="page to write")
   command.add_argument(
     "--serve",
@@ -388,7 +388,7 @@ COMMANDS: dict[str, tuple[Callable, str, str, tuple[Callable, ...]]] = {
            f"python train.py --config configs/smoke.py --workdir runs/one\n  {ME} show runs/one",
            (_show,)),
   "board": (commands.board, "One HTML page over all runs",
-            f"{ME} board --root experiments/results --out board.html",
+            f"{ME} board --root experiments/results/isoflop_wide/ledger.jsonl --out board.html",
             (_board,)),
   "wandb-sweep": (wandb_commands.wandb_sweep, "A W&B sweep (YAML) over an experiment's hyperparameters",
                   f"{ME} wandb-sweep lr_sweep > sweep.yaml", (_which, _wandb)),

@@ -210,6 +210,10 @@ def board(options) -> None:
     return
   check_page(options.out)
   rows = ledgers.read_ledger(options.root)
+  if not len(rows):
+    raise ConfigError(
+      f"root={options.root}: holds no run yet; name a folder of runs or a ledger (.jsonl)"
+    )
   with bucket.written("out", options.out) as path:
     boards.write_board(rows, str(path))
   print_json({"board": options.out}) if options.json else print(options.out)
