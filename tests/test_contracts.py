@@ -17,8 +17,11 @@ import numpy as np
 import pytest
 
 import train
-from experiments.ledger.ledger import read_ledger
-from experiments.report import live
+from experiments.ledger import compare
+from experiments.ledger.ledger import Ledger, read_ledger
+from experiments.ledger.rows import read_row
+from experiments.report import live, tables
+from experiments.report.board import board_data
 from experiments.report.formats import clock
 from experiments.sweep import sweep
 from experiments.sweep.sweep import Run
@@ -155,6 +158,23 @@ def test_a_sweep_at_work_shows_its_own_metrics_and_the_time_that_is_left(whole, 
     watch(members, rows, [], False)
     assert "best 0.7500 (b)" in watch._summary(members, rows, {})
   assert "done a: val right 0.2500" in capsys.readouterr().out
+
+
+def test_runs_are_compared_grouped_and_put_on_the_board_by_their_own_metric(whole, capsys):
+  row = read_row(str(whole), "a", curves=True)
+  rows = [row, row | {"name": "b", "path": "b", "score": 0.25, "eval/val/right": 0.25, "seed": 1}]
+  found = compare.compare(rows)
+  assert (found["metric"], found["train_metric"]) == ("eval/val/right", "train/nll")
+  assert found["final"][0]["eval/val/right"] == row["score"] and "loss" not in found["final"][0]
+  assert found["eval_curves"][-1]["a"] == row["score"]
+  assert found["seeds"][0]["mean"] == pytest.approx((row["score"] + 0.25) / 2)
+  tables.show_comparison(found, "tokens")
+  assert "eval/val/right at tokens" in capsys.readouterr().out
+  ledger = Ledger(tuple(rows))
+  assert row["score"] > 0.5 and ledger.summary("model.width")[0]["best"] == "a"  # the highest
+  page = board_data(ledger, None)
+  assert "eval/val/right" in page["shown"] and "loss" not in page["shown"]
+  assert (page["judge"], page["curve"]) == ("eval/val/right", "train/nll")
 
 
 @pytest.mark.slow

@@ -186,7 +186,7 @@ def test_runs_without_the_metric_are_compared_by_what_they_have(tmp_path):
   )
   (tmp_path / "a" / "metrics.jsonl").write_text(lines.replace("train/loss", "train/neg_elbo"))
   found = compare.compare(list(ledger.read_ledger(str(tmp_path))))
-  assert found["eval_loss"][0]["a"] is None and found["train_loss"][-1]["b"] is not None
+  assert found["eval_curves"][0]["a"] is None and found["train_curves"][-1]["b"] is not None
 
 
 def test_a_file_is_no_run_directory(tmp_path):

@@ -19,7 +19,7 @@ import pytest
 
 from experiments import laws
 from experiments.laws import result
-from experiments.ledger import rows
+from experiments.ledger import judged, rows
 from experiments.ledger.ledger import Ledger, read_ledger
 from experiments.ledger.refresh import FolderReader
 from experiments.report import (
@@ -27,7 +27,6 @@ from experiments.report import (
   board,
   charts,
   formats,
-  judged,
   law_tables,
   page,
   paper,

@@ -182,7 +182,8 @@ def _status(command: Parser) -> None:
   command.add_argument("--sort", metavar="KEY", help="smallest first")
   command.add_argument("--reverse", action="store_true", help="--sort largest first")
   command.add_argument("--group_by", metavar="KEYS", help="mean, std and best of the done runs")
-  command.add_argument("--value", metavar="KEY", help="what --group_by averages (default loss)")
+  command.add_argument("--value", metavar="KEY",
+                       help="what --group_by averages (default: what runs are judged by)")  # fmt: skip
   command.add_argument(
     "--noise", action="store_true", help="the noise of seeds, pooled over settings"
   )

@@ -32,7 +32,7 @@ def status(options) -> None:
     return
   if options.group_by:
     keys = _split(options.group_by)
-    grouped = rows.done().summary(*keys, value=options.value or "loss")
+    grouped = rows.done().summary(*keys, value=options.value)
     if options.json:
       print_json(grouped)
     else:

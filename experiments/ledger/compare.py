@@ -8,22 +8,19 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from experiments.laws import noise
-from experiments.ledger.ledger import Ledger, is_config_key
+from experiments.ledger.judged import LOSS, curve_metric, judge_of
+from experiments.ledger.ledger import Ledger, is_config_key, is_finite
 from experiments.ledger.rows import AXES
 from lm.config.errors import ConfigError
 
 SEEDS = ("seed", "data.seed")
-FINAL = (
+SIZES = (
   "status",
   "reason",
   "n_params",
   "n_tokens",
   "flops",
-  "train/loss",
-  "loss",
-  "bpb",
-  "seconds",
-)
+)  # of a run, beside its metrics at the end
 
 
 def with_names(rows: Sequence[Mapping]) -> list[Mapping]:
@@ -95,7 +92,7 @@ def seed_noise(rows: Sequence[Mapping], metric: str = "loss") -> noise.SeedNoise
   """The noise of seeds pooled over the settings of finished rows, as a law of N and D where they show one."""
   groups = []
   for group in _settings(rows):
-    known = [r for r in group if _finite(r.get(metric)) and r.get("status", "done") == "done"]
+    known = [r for r in group if is_finite(r.get(metric)) and r.get("status", "done") == "done"]
     known = _by_seed(known)
     if known:
       size = [float(known[0].get(key) or 1.0) for key in ("n_params", "n_tokens")]
@@ -104,11 +101,12 @@ def seed_noise(rows: Sequence[Mapping], metric: str = "loss") -> noise.SeedNoise
 
 
 def noise_facts(rows: Sequence[Mapping]) -> dict[str, object]:
-  """The seeds' noise of a ledger, and beside it the noise between checkpoints of one run."""
-  found = seed_noise(rows)
+  """The noise of seeds in what a ledger's runs are judged by, and the noise between a run's checkpoints."""
+  judge = judge_of(rows)
+  found = seed_noise(rows, judge.key)
   between = [
     noise.checkpoint_noise(
-      [v for v in (row.get("curve") or {}).get("eval/val/loss", ()) if v is not None]
+      [v for v in (row.get("curve") or {}).get(judge.metric, ()) if v is not None]
     )
     for row in rows
   ]
@@ -126,7 +124,7 @@ def noise_facts(rows: Sequence[Mapping]) -> dict[str, object]:
 def against_first(rows: Sequence[Mapping], metric: str = "loss") -> list[dict[str, object]]:
   """Every setting against the first: difference, interval, p, and p of all together (Holm)."""
   groups = [
-    [r for r in group if _finite(r.get(metric)) and r.get("status", "done") == "done"]
+    [r for r in group if is_finite(r.get(metric)) and r.get("status", "done") == "done"]
     for group in _settings(rows)
   ]
   groups = [group for group in groups if group]
@@ -143,10 +141,6 @@ def against_first(rows: Sequence[Mapping], metric: str = "loss") -> list[dict[st
   for row, p in zip(known, noise.holm([float(str(row["p"])) for row in known]), strict=True):
     row["p of all (Holm)"] = p
   return table
-
-
-def _finite(value) -> bool:
-  return isinstance(value, int | float) and math.isfinite(value)
 
 
 def smooth(x: np.ndarray, y: np.ndarray, width: float) -> np.ndarray:
@@ -189,7 +183,7 @@ def curve_of(
   curve = row.get("curve") or {}
   known = x in curve and y in curve  # a run of another objective, or not evaluated yet, lacks y
   pairs = zip(curve[x], curve[y], strict=True) if known else ()
-  points = np.array([(a, b) for a, b in pairs if _finite(a) and b is not None], np.float64)
+  points = np.array([(a, b) for a, b in pairs if is_finite(a) and b is not None], np.float64)
   points = points.reshape(-1, 2)
   return points[:, 0], smooth(points[:, 0], points[:, 1], width)
 
@@ -216,18 +210,31 @@ def overlay(
 
 
 def compare(rows: Sequence[Mapping], x: str = "tokens", width: float = 0.0) -> dict[str, object]:
-  """What `python -m experiments compare` prints: differences, mismatches, curves, ends, seeds."""
+  """What `python -m experiments compare` prints: differences, mismatches, curves, ends, seeds.
+
+  Runs are compared by what they are judged by (experiments.ledger.judged), which "metric" names, and by the
+  training metric "train_metric".
+  """
   if len(rows) < 2:
     raise ConfigError(f"compare={len(rows)} run: needs at least two; name another run directory")
   rows = with_names(rows)
+  judge = judge_of(rows)
+  trained = curve_metric(rows, judge)
+  keys = dict(zip(SIZES, SIZES, strict=True)) | {trained: trained}
+  keys |= {"loss": "loss"} if judge == LOSS else {judge.metric: "score"}
+  keys |= {"bpb": "bpb", "seconds": "seconds"}
   return {
     "runs": [row["name"] for row in rows],
     "differences": config_diff(rows),
     "mismatches": Ledger(tuple(rows)).mismatches(),
-    "train_loss": overlay(rows, x, "train/loss", width),
-    "eval_loss": overlay(rows, x, "eval/val/loss"),
-    "final": [{"name": row["name"], **{k: row.get(k) for k in FINAL}} for row in rows],
-    "seeds": seed_spread(rows),
-    "tests": against_first(rows),
+    "metric": judge.metric,
+    "train_metric": trained,
+    "train_curves": overlay(rows, x, trained, width),
+    "eval_curves": overlay(rows, x, judge.metric),
+    "final": [
+      {"name": row["name"], **{name: row.get(key) for name, key in keys.items()}} for row in rows
+    ],
+    "seeds": seed_spread(rows, judge.key),
+    "tests": against_first(rows, judge.key),
     "noise": noise_facts(rows),
   }

@@ -12,6 +12,7 @@ import posixpath
 import statistics
 from collections.abc import Iterator, Sequence
 
+from experiments.ledger.judged import judge_of
 from experiments.ledger.rows import (
   AXES,
   EXPORTED_BINS,
@@ -113,7 +114,7 @@ class Ledger:
 
     from experiments.laws import conditions as grammar
 
-    number = lambda v: float(v) if _is_number(v) and not isinstance(v, bool) else math.nan
+    number = lambda v: float(v) if is_finite(v) and not isinstance(v, bool) else math.nan
     numbers = lambda key: np.array([number(row.get(key)) for row in self.rows])
     keys = self._known()
     try:
@@ -140,17 +141,25 @@ class Ledger:
       found.setdefault(tuple(_hashable(row.get(key)) for key in keys), []).append(row)
     return {values: Ledger(tuple(rows)) for values, rows in found.items()}
 
-  def summary(self, *keys: str, value: str = "loss") -> list[dict]:
-    """One row a group: the keys, n, mean, std and min of `value` where finite, and `best`.
+  def summary(self, *keys: str, value: str | None = None) -> list[dict]:
+    """One row a group: the keys, n, mean, std and min of `value` where finite, and the name of the best run.
 
-    ConfigError where no row has a number there.
+    Args:
+      value: a key of the rows; None = what runs are judged by. Less is better save where runs are judged
+        by it and say otherwise.
+
+    Raises:
+      ConfigError: no row has a number there.
     """
+    judge = judge_of(self.rows)
+    value = value or judge.key
     self._check(value, "value")
-    if self.rows and not any(_is_number(row.get(value)) for row in self.rows):
-      raise ConfigError(f"value={value}: no run has a number there; use loss")
+    if self.rows and not any(is_finite(row.get(value)) for row in self.rows):
+      raise ConfigError(f"value={value}: no run has a number there; use {judge.key}")
+    rank = judge.rank if value in (judge.key, judge.metric) else lambda number: number
     table = []
     for values, group in self.groups(*keys).items():
-      numbers = [(row[value], row["name"]) for row in group if _is_number(row.get(value))]
+      numbers = [(row[value], row["name"]) for row in group if is_finite(row.get(value))]
       losses = [number for number, _ in numbers]
       table.append(
         {
@@ -159,7 +168,7 @@ class Ledger:
           "mean": statistics.fmean(losses) if losses else None,
           "std": statistics.stdev(losses) if len(losses) > 1 else None,
           "min": min(losses, default=None),
-          "best": min(numbers, default=(None, None))[1],
+          "best": min(numbers, key=lambda pair: (rank(pair[0]), pair[1]), default=(None, None))[1],
         }
       )
     return table
@@ -179,7 +188,7 @@ class Ledger:
         if row.get(key) is not None:
           groups.setdefault(row[key], []).append(row["name"])
       if len(groups) > 1:
-        shown = "; ".join(f"{value}: {_few(names)}" for value, names in groups.items())
+        shown = "; ".join(f"{value}: {few(names)}" for value, names in groups.items())
         found.append(f"{key} differs, so these runs are {meaning} ({shown})")
     return found
 
@@ -331,10 +340,11 @@ def _write_jsonl(ledger: Ledger, path: str) -> None:
 
 
 def _order(value) -> tuple:
-  return (0, value, "") if _is_number(value) else (1, 0, str(value))
+  return (0, value, "") if is_finite(value) else (1, 0, str(value))
 
 
-def _is_number(value) -> bool:
+def is_finite(value: object) -> bool:
+  """Whether it is a number, neither NaN nor infinity."""
   return isinstance(value, int | float) and math.isfinite(value)
 
 
@@ -359,5 +369,6 @@ def _arrow_column(values: list) -> list:
   return [None if v is None else str(v) for v in values]
 
 
-def _few(names: Sequence[str]) -> str:
+def few(names: Sequence[str]) -> str:
+  """The first three of them, and how many more there are."""
   return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from experiments.launch.stacks import program_of
 from experiments.launch.throughput import Speed
-from experiments.ledger.ledger import Ledger
+from experiments.ledger.ledger import Ledger, few
 from experiments.sweep.sweep import Experiment, Member, devices_needed, open_data
 from lm.config.schema import flatten
 from lm.cost.flops import run_flops_per_token
@@ -109,7 +109,7 @@ def warnings(experiment: Experiment, rows: Sequence[dict], speed: Speed | None) 
   if many:
     most = max(row["epochs"] for row in rows)
     found.append(
-      f"{_few(many)}: up to {most:.1f} epochs; beyond {MAX_EPOCHS} repeated data is worth less than new "
+      f"{few(many)}: up to {most:.1f} epochs; beyond {MAX_EPOCHS} repeated data is worth less than new "
       "(arXiv:2305.16264): use more data or fewer tokens"
     )
   found += _schedule_warnings(rows)
@@ -117,7 +117,7 @@ def warnings(experiment: Experiment, rows: Sequence[dict], speed: Speed | None) 
     large = [row["name"] for row in rows if row["bytes"] > 0.9 * speed.hbm]
     if large:
       found.append(
-        f"{_few(large)}: need more than 90 % of the {speed.hbm / 1e9:.0f} GB of a device; raise "
+        f"{few(large)}: need more than 90 % of the {speed.hbm / 1e9:.0f} GB of a device; raise "
         "mesh.fsdp, train.accumulate or model.remat"
       )
   return found
@@ -163,11 +163,7 @@ def _schedule_warnings(rows: Sequence[dict]) -> list[str]:
   found = []
   if flat and len({row["n_tokens"] for row in rows}) > 1:
     found.append(
-      f"{_few(flat)}: a schedule that does not decay to the run's end, with runs of different lengths: "
+      f"{few(flat)}: a schedule that does not decay to the run's end, with runs of different lengths: "
       "their losses are of unfinished training; use cosine, linear or wsd"
     )
   return found
-
-
-def _few(names: Sequence[str]) -> str:
-  return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from experiments.laws import LawFit
 from experiments.laws.isoflop import IsoFlopFit
 from experiments.ledger.compare import SEEDS
+from experiments.ledger.judged import LOSS, judge_of
 from experiments.ledger.ledger import Ledger
 from experiments.report.claims import is_estimate, verdict
 from experiments.report.formats import estimate, formula, limits, percent
-from experiments.report.judged import LOSS, judge_of
 from experiments.report.law_charts import REFERENCES
 from experiments.report.page import escape
 from lm.config.errors import number_of

@@ -450,7 +450,7 @@ async function openRun(name) {
   close.title = "Escape";
   close.onclick = () => openRun(state.open);
   add("div", row.status + (row.reason ? `: ${row.reason}` : ""), row.status);
-  const facts = ["n_params", "n_tokens", "tokens_per_param", "flops", "loss", "bpb", "step", "steps", "seconds", "tokens_per_sec", "device", "commit"];
+  const facts = ["n_params", "n_tokens", "tokens_per_param", "flops", ...new Set(["loss", "bpb", BOARD.judge]), "step", "steps", "seconds", "tokens_per_sec", "device", "commit"];
   table(facts.filter((k) => known(row[k])).map((k) => [k, text(k, row[k])]));
   const others = state.pins.size ? [...state.pins.keys()].filter((n) => n !== name).map((n) => rowsByName.get(n)).filter(Boolean).slice(0, 3) : [];
   const configs = columns().filter((k) => k === "seed" || (k.includes(".") && !k.includes("/")));
@@ -544,12 +544,12 @@ function fillControls() {
   const keys = [...new Set(Object.values(BOARD.curves).flatMap(Object.keys))].filter((k) => !/:(min|max)$/.test(k) && k !== "records");
   const metrics = keys.filter((k) => !(k in AXES)), numeric = columns().filter(isNumber);
   options("x", [...Object.keys(AXES).filter((k) => keys.includes(k)), ...metrics], ["tokens"]);
-  options("y", metrics, ["train/loss", "eval/val/loss"]);
+  options("y", metrics, [BOARD.curve, "train/loss", "eval/val/loss"]);
   // What differs between runs, seeds aside, comes first: all of one budget would be one colour and one column.
   const differs = (key) => new Set(BOARD.rows.map((r) => r[key]).filter(known)).size > 1;
   const swept = BOARD.shown.filter((k) => k.includes(".") && differs(k));
   options("sx", numeric, [...["flops", "n_params"].filter(differs), ...swept, "flops"]);
-  options("sy", numeric, ["loss", "train/loss"]);
+  options("sy", numeric, [BOARD.judge, "loss", "train/loss"]);
   options("color", ["", ...columns()], [...["flops"].filter(differs), ...swept, "flops", "status"]);
   const boxes = columns().map((key) => {
     const label = document.createElement("label"), box = document.createElement("input");

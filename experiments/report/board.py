@@ -16,6 +16,7 @@ import urllib.parse
 from collections.abc import Iterable, Mapping, Sequence
 
 from experiments.ledger.compare import SEEDS
+from experiments.ledger.judged import LOSS, curve_metric, judge_of
 from experiments.ledger.ledger import MUST_AGREE, Ledger, is_config_key
 from experiments.ledger.refresh import FolderReader
 from experiments.ledger.rows import binned, file_system
@@ -216,14 +217,19 @@ def board_data(
     if row.get("curve"):
       curve = binned(row["curve"], each)
       curves[row["name"]] = {k: [_brief(v, 5) for v in column] for k, column in curve.items()}
-  known = {key for row in rows for key in row}
-  shown = [k for k in (*FIRST, *rows.varied()[:VARIED], "reason") if k in known]
+  judge = judge_of(rows)
+  first = FIRST if judge == LOSS else (*FIRST, judge.metric)
+  missing = set() if judge == LOSS else {"loss", "bpb"}
+  known = {k for row in rows for k, v in row.items() if k not in missing or v is not None}
+  shown = [k for k in (*first, *rows.varied()[:VARIED], "reason") if k in known]
   groups, labels = seed_groups(rows)
   return {
     "rows": flat,
     "curves": curves,
     "names": [row["name"] for row in rows],
     "shown": list(dict.fromkeys(shown)),
+    "judge": judge.metric if judge.key == "score" else "loss",
+    "curve": curve_metric(rows, judge),
     "counts": [*COUNTS, "n_tokens"],
     "must_agree": MUST_AGREE,
     "groups": groups,

@@ -19,10 +19,10 @@ import altair as alt
 import numpy as np
 
 from experiments.ledger.compare import SEEDS, smooth
+from experiments.ledger.judged import Judge, curve_metric, judge_of
 from experiments.ledger.ledger import Ledger
 from experiments.ledger.rows import binned, natural
 from experiments.report.formats import alike, power, short
-from experiments.report.judged import Judge, curve_metric, judge_of
 
 HEIGHT = 250
 HALF = 262  # width of one of two panels in a report's column
@@ -353,7 +353,7 @@ def learning_curves(rows: Sequence[Mapping], width: float):
   judge = judge_of(rows)
   metric = curve_metric(rows, judge)
   rows, color = _told_apart(rows)
-  ended = [r for r in rows if all(r.get(k) for k in (judge.key, "n_tokens", "flops"))]
+  ended = [r for r in judge.known(rows) if r.get("n_tokens") and r.get("flops")]
   panels = []
   for letter, x, end in (("a", "tokens", "n_tokens"), ("b", "flops", "flops")):
     lines = curve_table(rows, x, metric, width)
@@ -505,9 +505,19 @@ def _word(row: Mapping, key: str | None) -> str:
   return "" if key is None else str(row[key])
 
 
-def overlay(rows: Sequence[Mapping], x: str, width: float):
-  """A few runs' training curves (lines) and evaluations (dots), one colour a run; None without any."""
-  lines, dots = curve_table(rows, x, width=width), curve_table(rows, x, "eval/val/loss")
+def overlay(
+  rows: Sequence[Mapping],
+  x: str,
+  width: float,
+  trained: str = "train/loss",
+  evaluated: str = "eval/val/loss",
+):
+  """A few runs' training curves (lines) and evaluations (dots), one colour a run; None without any.
+
+  Args:
+    trained, evaluated: the metrics of the lines and of the dots.
+  """
+  lines, dots = curve_table(rows, x, trained, width), curve_table(rows, x, evaluated)
   if not lines + dots:
     return None
   names = [row["name"] for row in rows]
@@ -515,7 +525,8 @@ def overlay(rows: Sequence[Mapping], x: str, width: float):
   legend = alt.Legend(title=None, orient="bottom", columns=3, labelLimit=260)
   color = alt.Color("name:N", scale=alt.Scale(domain=names, range=colors), legend=legend)
   xs = make_axis([p["x"] for p in lines + dots], TITLES[x])
-  ys = make_axis([p["loss"] for p in lines + dots], "loss (nats/token)")
+  title = "loss (nats/token)" if evaluated == "eval/val/loss" else evaluated
+  ys = make_axis([p["loss"] for p in lines + dots], title)
   encode = dict(x=xs.x("x"), y=ys.y("loss"), color=color, tooltip=tips("name", "loss"))
   curves = _named(alt.Chart(data(lines)).mark_line(strokeWidth=1.2, strokeOpacity=0.9), rows)
   ends = _named(alt.Chart(data(dots)).mark_circle(size=24, opacity=1), rows).encode(**encode)

@@ -5,6 +5,7 @@ import pathlib
 import re
 import shutil
 
+from experiments.ledger.judged import LOSS, judge_of
 from experiments.ledger.ledger import Ledger
 from experiments.report.report import figures_of
 from experiments.sweep.sweep import Experiment, asked_config
@@ -36,8 +37,11 @@ def mirror_report(experiment: Experiment, rows: Ledger, page: pathlib.Path) -> N
   tags = ("report", experiment.name)
   title = f"{experiment.name}: report"
   mirror = WandbMirror(About(cfg, page.parent, run_id, 0, shown, "report", tags, name=title))
-  losses = [row["loss"] for row in done if row.get("loss") is not None]
-  numbers = {"report/runs_done": len(done), "report/least_loss": min(losses, default=None)}
+  judge = judge_of(done)
+  scores = [row[judge.key] for row in judge.known(done)]
+  best = min(scores, key=judge.rank, default=None)
+  name = "least_loss" if judge == LOSS else "best_score"
+  numbers = {"report/runs_done": len(done), f"report/{name}": best}
   pictures = {f"report/{path.stem}": path for path in figures_of(page, "svg")}
   mirror.log(0, {**{k: v for k, v in numbers.items() if v is not None}, **pictures})
   mirror.close()

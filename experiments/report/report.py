@@ -14,12 +14,12 @@ from collections.abc import Mapping, Sequence
 
 from experiments.ledger import fits
 from experiments.ledger.compare import SEEDS
+from experiments.ledger.judged import LOSS, Judge, curve_metric, judge_of
 from experiments.ledger.ledger import Ledger
 from experiments.quote import cost as plans
 from experiments.report import answers, charts, law_page, paper, report_laws
 from experiments.report.claims import is_estimate, verdicts
 from experiments.report.formats import duration, estimate, power, short
-from experiments.report.judged import LOSS, Judge, curve_metric, judge_of
 from experiments.report.page import Page, Steps, escape
 from experiments.report.tables import cell
 from experiments.sweep.sweep import Experiment
@@ -133,17 +133,20 @@ def write_comparison(rows: Sequence[Mapping], result: Mapping, out: str) -> path
   """Writes what experiments.compare.compare found, with the curves drawn; returns the page's path."""
   path = pathlib.Path(out)
   page = Page(_figures_folder(path))
-  names = result["runs"]
+  names, what = result["runs"], "Loss"
+  if result["metric"] != LOSS.metric:
+    what = f"{result['train_metric']} and {result['metric']}"
   page.section("Curves")
   for x in ("tokens", "flops", "seconds"):
-    chart = charts.overlay(rows, x, SMOOTHING)
+    chart = charts.overlay(rows, x, SMOOTHING, result["train_metric"], result["metric"])
     if chart is None:
       page.absent(f"No run has a record against {x}.")
       continue
     page.figure(
       chart,
       f"curves-{x}",
-      f"Loss against {charts.TITLES[x]}. " + _curve_caption(len(rows), LOSS, "train/loss"),
+      f"{what} against {charts.TITLES[x]}. "
+      + _curve_caption(len(rows), judge_of(rows), result["train_metric"]),
     )
   page.section("What differs")
   page.notes(result["mismatches"])
@@ -163,7 +166,7 @@ def write_comparison(rows: Sequence[Mapping], result: Mapping, out: str) -> path
   repeated = [{**s, "runs": ", ".join(s["runs"])} for s in result["seeds"] if s["n"] > 1]
   if repeated:
     columns = {k: (k, _as(k)) for k in ("runs", "n", "mean", "std")}
-    page.table(repeated, columns, "Final loss of runs that differ in seeds only.")
+    page.table(repeated, columns, f"Final {judge_of(rows).name} of runs that differ in seeds only.")
   title = f'<div class="kind">Comparison</div><h1>{len(names)} runs</h1><p>{escape(" · ".join(names))}</p>'
   return page.write(path, "Comparison", f'<header class="title">{title}</header>', FOOTER)
 

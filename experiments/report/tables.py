@@ -188,7 +188,10 @@ def show_comparison(result: Mapping, x: str, width: int | None = None) -> None:
     show(rows, ("name", *differing), "config: what differs", width)
   else:
     print("config: the same in all runs")
-  for title, key in (("training loss", "train_loss"), ("evaluation loss", "eval_loss")):
+  for metric, key in (("train_metric", "train_curves"), ("metric", "eval_curves")):
+    title = {"train/loss": "training loss", "eval/val/loss": "evaluation loss"}.get(
+      result[metric], result[metric]
+    )
     if points := result[key]:
       print()
       at = [cell(x, float(f"{p[x]:.3g}")) for p in points]
@@ -204,9 +207,9 @@ def show_comparison(result: Mapping, x: str, width: int | None = None) -> None:
   show(result["final"], [k for k in final if k != "reason"], "at the end", width)
   if result["tests"]:
     columns = ("setting", "difference", "low", "high", "p", "p of all (Holm)", "how")
-    show(
-      result["tests"], columns, f"final loss less that of {result['tests'][0]['against']}", width
-    )
+    what = "loss" if result["metric"] == "eval/val/loss" else result["metric"]
+    against = result["tests"][0]["against"]
+    show(result["tests"], columns, f"final {what} less that of {against}", width)
   if result["noise"]["seeds"]:
     said = f"noise of seeds: {result['noise']['seeds']}"
     if width is None and sys.stdout.isatty():

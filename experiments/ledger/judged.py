@@ -1,4 +1,4 @@
-"""What a page judges runs by: the validation loss, or the metric that their own objective names."""
+"""What runs are judged by when they are compared: the metric that their own eval.stop_metric names."""
 
 import math
 from collections.abc import Iterable
@@ -8,10 +8,15 @@ ASIDE = {"train/tokens", "train/grad_norm", "train/param_norm"}  # metrics of an
 
 
 class Judge(NamedTuple):
-  key: str  # of a row: loss, or score where runs have no loss
+  key: str  # of a row: loss where that is eval/val/loss, else score
   name: str  # in a sentence
   title: str  # of an axis
   better: str  # lower | higher
+
+  @property
+  def metric(self) -> str:
+    """The key of the record."""
+    return "eval/val/loss" if self.key == "loss" else self.name
 
   def known(self, rows: Iterable[Any]) -> list[Any]:
     """The rows that have a finite value."""
@@ -26,10 +31,14 @@ LOSS = Judge("loss", "validation loss", "validation loss (nats/token)", "lower")
 
 
 def judge_of(rows: Iterable[Any]) -> Judge:
-  """The loss where any run has one, else what all runs were judged by while they trained."""
+  """What all runs were judged by while they trained; the validation loss where they differ or do not say."""
   rows = list(rows)
-  metrics = {(row["metric"], row.get("better") or "lower") for row in rows if row.get("metric")}
-  if len(metrics) != 1 or LOSS.known(rows):
+  metrics = {
+    (row.get("metric") or LOSS.metric, row.get("better") or "lower")
+    for row in rows
+    if row.get("metric") or row.get("loss") is not None  # somebody's table has a loss alone
+  }
+  if len(metrics) != 1 or metrics == {(LOSS.metric, LOSS.better)}:
     return LOSS
   ((metric, better),) = metrics
   return Judge("score", metric, metric, better)
