@@ -28,7 +28,7 @@ import jax
 import numpy as np
 
 from lm.config.command_line import Parser, reject_unknown, run_main
-from lm.config.errors import ConfigError
+from lm.config.errors import ConfigError, number_of
 from lm.config.hparams import Hparams
 from lm.config.schema import Config, MeshConfig
 from lm.data.tokenizers import load_tokenizer
@@ -193,7 +193,8 @@ def _open(workdir: pathlib.Path, cfg: Config, renamed: Config, data: str | None)
   labels, classes = tuple(run["labels"]), getattr(cfg.objective, "classes", None)
   if classes is not None and classes != len(labels):
     raise ConfigError(
-      f"workdir={workdir}: its {classes} classes came without names (id2label in config.json), so no "
+      f"workdir={workdir}: its {number_of(classes, 'class')} came without names (id2label in "
+      "config.json), so no "
       "label can be told; add them and import it again"
     )
   return kind.untrained(renamed, load_tokenizer(workdir / "tokenizer"), labels)

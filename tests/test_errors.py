@@ -153,7 +153,7 @@ BAD = [
   ),
   (
     {"mesh.replica": "3"},
-    "mesh.replica=3: the mesh (replica=3) must use all 8 devices; set one axis to -1 and let the "
+    "mesh.replica=3: the mesh (replica=3) must use 8 devices; set one axis to -1 and let the "
     "others divide the devices",
   ),
   (

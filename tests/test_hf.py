@@ -457,7 +457,7 @@ def test_weights_that_do_not_fit_are_named():
     ("mpt", {"attn_config": {"clip_qkv": 6}}, "attn_config.clip_qkv=6: must be None"),
     ("mpt", {"attn_config": {"kv_n_heads": 2}}, "attn_config.kv_n_heads=2: is no key of mpt"),
     ("gemma3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping=50.0: must be None"),
-    ("gemma2", {"layer_types": ["full_attention"]}, "layer_types: has 1 entries for 3 layers"),
+    ("gemma2", {"layer_types": ["full_attention"]}, "layer_types: has 1 entry for 3 layers"),
     ("gemma2", {"layer_types": ["chunked"] * 3}, "layer_types=chunked: must be one of sliding_att"),
     ("llama", {"hidden_size": None}, "hidden_size: config.json lacks it; add it"),
     ("llama", {"hidden_size": "16"}, "hidden_size=16: must be a whole number of at least 1"),

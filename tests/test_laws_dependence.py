@@ -32,7 +32,7 @@ def test_copies_of_a_row_are_said_and_resampled_together():
   table = repeated(runs(*factorial(np.geomspace(1e9, 1e11, 4))), 4)
   found = repeats.examine(table, KEYS)
   assert len(set(found.clusters)) == 24 and len(found) == 96
-  assert any("72 rows repeat another one" in n and "--drop_repeats" in n for n in found.notes)
+  assert any("72 rows like another one" in n and "--drop_repeats" in n for n in found.notes)
 
 
 def test_repeated_rows_of_a_file_can_be_left_out(tmp_path):

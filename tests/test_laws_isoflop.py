@@ -320,7 +320,7 @@ def test_designs_that_cannot_answer_are_refused():
     *proposed[1:],
     plan(proposed[0].n_params, proposed[0].n_tokens, schedule_ends_with_run=False),
   ]
-  assert "before their schedule ends" in messages(early, "refuse")
+  assert "before the schedule ends" in messages(early, "refuse")
   mixed = [*proposed[1:], plan(proposed[0].n_params, proposed[0].n_tokens, eval_set_id="other")]
   assert "eval sets" in messages(mixed, "refuse")
   repeated = [

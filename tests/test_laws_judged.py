@@ -37,7 +37,7 @@ DESIGNS = {
     np.full(24, 1e8),
     np.full(24, 1e10),
     "A, B, E, alpha and beta",
-    "1 different points",
+    "1 different point for",
   ),
   "one budget": (SPREAD, 1e20 / (6 * SPREAD), "A, B, E, alpha and beta", "one budget"),
   "one ratio": (SPREAD, 20 * SPREAD, "A, B, E, alpha and beta", "tokens per parameter"),

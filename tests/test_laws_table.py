@@ -408,7 +408,7 @@ def test_runs_that_have_not_finished_are_said(tmp_path):
   path = write(
     tmp_path, "Name,State,params,tokens,loss\na,finished,1e6,2e7,3\nb,crashed,2e6,4e7,3\n"
   )
-  assert any("1 rows are of runs that have not finished" in n for n in laws.read_table(path).notes)
+  assert any("1 row of runs that have not finished" in n for n in laws.read_table(path).notes)
 
 
 @pytest.mark.parametrize(

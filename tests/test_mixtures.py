@@ -197,7 +197,7 @@ def test_runs_of_a_ledger_have_a_column_for_each_source():
   )
   found = mixture_fits.fit(options, {"n_boot": 0}, Ledger(tuple(rows)))
   assert found.domains == ("a", "b", "c") and found.n == 80
-  assert "1 runs have no data.weights and are left out" in found.notes
+  assert "left out, without data.weights: 1 run" in found.notes
 
 
 # ---- Designs -------------------------------------------------------------------------------------

@@ -71,7 +71,7 @@ def test_speeds_become_a_price():
   price = serving.price_of_speed(n, 1 / (3e-12 * n**0.8), dollars_per_hour=7.2)
   assert (price.s, price.q, price.unit) == (pytest.approx(0.8), pytest.approx(0.8), "dollars")
   assert price.k == pytest.approx(3e-12 * 7.2 / 3600) and price.m == pytest.approx(price.k / 3)
-  with pytest.raises(ConfigError, match="speed: tokens a second of 1 sizes; must be two or more"):
+  with pytest.raises(ConfigError, match="speed: tokens a second of 1 size; must be two or more"):
     serving.price_of_speed(n, [1e5, np.nan, np.nan])
 
 

@@ -148,7 +148,7 @@ def _where(options) -> ledgers.Ledger:
   rows = everything.where(*options.where)
   if len(everything) and not len(rows):
     raise ConfigError(
-      f"where={options.where[0]}: none of {len(everything)} runs meets it; widen it"
+      f"where={options.where[0]}: none of {number_of(len(everything), 'run')} meets it; widen it"
     )
   return rows
 

@@ -47,7 +47,10 @@ def status(options) -> None:
   if len(rows):
     print_runs(list(rows), columns)
   else:
-    print(f"none of {len(everything)} runs" + "".join(f" --where {w!r}" for w in options.where))
+    print(
+      f"none of {number_of(len(everything), 'run')}"
+      + "".join(f" --where {w!r}" for w in options.where)
+    )
   for mismatch in rows.mismatches():
     print(f"warning: {mismatch}")
 

@@ -23,7 +23,7 @@ from experiments.launch.accelerators import Placement
 from experiments.launch.jobs import Asked, Job, State, Ticket
 from experiments.launch.locks import Lock
 from experiments.sweep.sweep import Member
-from lm.config.errors import ConfigError
+from lm.config.errors import ConfigError, number_of
 
 OFFERED = tuple(name for name, family in accelerators.FAMILIES.items() if family.gcloud)
 WORDS = {
@@ -255,7 +255,9 @@ class Gcloud:
 
   def _vm_script(self, vm: str, jobs: Sequence[Job], code: codes.Code) -> str:
     names = [cloud.job_name(self.asked, job.members) for job in jobs]
-    title = f"{self.asked.experiment}: {len(jobs)} jobs one after another on the TPU VM {vm}"
+    title = (
+      f"{self.asked.experiment}: {number_of(len(jobs), 'job')} one after another on the TPU VM {vm}"
+    )
     lists = f"\nvm={shlex.quote(vm)}\njobs=({shlex.join(names)})\n"
     return self._head(title, jobs, code) + lists + TRAIN + MAIN_VMS
 

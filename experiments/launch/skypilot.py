@@ -20,7 +20,7 @@ from experiments.launch.accelerators import Placement
 from experiments.launch.jobs import Asked, Job, State, Ticket
 from experiments.launch.locks import Lock
 from experiments.sweep.sweep import Member
-from lm.config.errors import ConfigError
+from lm.config.errors import ConfigError, number_of
 
 OFFERED = tuple(name for name, family in accelerators.FAMILIES.items() if family.sky)
 WORDS = {
@@ -78,7 +78,7 @@ class SkyPilot:
       out = _sky(*words, str(file))
       if out.returncode:
         raise ConfigError(
-          f"on=skypilot: sky refuses {file} ({_last(out)}); {len(tickets)} jobs submitted"
+          f"on=skypilot: sky refuses {file} ({_last(out)}); {number_of(len(tickets), 'job')} submitted"
         )
       tickets.append(Ticket(self.name, name, str(file), 0.0))
     return tickets

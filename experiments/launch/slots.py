@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from lm.config.errors import ConfigError
+from lm.config.errors import ConfigError, number_of
 
 TPU_BOUNDS = {1: "1,1,1", 2: "1,2,1", 4: "2,2,1", 8: "2,4,1"}  # chips of one process, as a block
 MAX_WORKERS = 8  # by default, where there are no accelerators: each needs about 1 GB
@@ -50,11 +50,12 @@ def make_slots(devices: Devices, workers: int | None, needed: int) -> list[Slot]
     return _cpu_slots(workers, needed)
   if needed > devices.count:
     raise ConfigError(
-      f"mesh=({needed} devices): this machine has {devices.count}; lower the mesh axes or use -1"
+      f"mesh=({number_of(needed, 'device')}): this machine has {devices.count}; lower the mesh axes or use -1"
     )
   if devices.platform == "tpu" and needed not in TPU_BOUNDS:
     raise ConfigError(
-      f"mesh=({needed} devices): a process has {', '.join(map(str, TPU_BOUNDS))} chips of a host; "
+      f"mesh=({number_of(needed, 'device')}): a process has {', '.join(map(str, TPU_BOUNDS))} chips of "
+      "a host; "
       "change the mesh axes"
     )
   fit = devices.count // needed

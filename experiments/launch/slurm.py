@@ -24,7 +24,7 @@ from experiments.launch import stacks, throughput
 from experiments.launch.jobs import Asked, Job, State, Ticket
 from experiments.launch.locks import Lock
 from experiments.sweep.sweep import Member, devices_needed
-from lm.config.errors import ConfigError, whole_number
+from lm.config.errors import ConfigError, number_of, whole_number
 from lm.cost.memory import memory_bytes
 from lm.cost.parameters import run_counts
 
@@ -136,7 +136,7 @@ class Slurm:
   def dry_run(self, members: Sequence[Member]) -> str:
     parts = []
     for header, group in self._arrays(self.jobs(members)):
-      lines = [f"# sbatch: an array of {len(group)} jobs{self._price(group)}", *header]
+      lines = [f"# sbatch: an array of {number_of(len(group), 'job')}{self._price(group)}", *header]
       parts.append("\n".join([*lines, *(shlex.join(job.command) for job in group)]))
     return "\n\n".join(parts) or "nothing to do"
 
@@ -281,7 +281,8 @@ def layout(devices: int, gpus_per_node: int) -> dict[str, object]:
   nodes = -(-devices // gpus_per_node)
   if devices % nodes or (nodes > 1 and devices % gpus_per_node):
     raise ConfigError(
-      f"mesh=({devices} devices): must be a part or a multiple of the {gpus_per_node} GPUs of a node; "
+      f"mesh=({number_of(devices, 'device')}): must be a part or a multiple of a node's "
+      f"{number_of(gpus_per_node, 'GPU')}; "
       f"use {gpus_per_node * nodes}"
     )
   return {"nodes": nodes, "ntasks-per-node": devices // nodes, "gpus-per-node": devices // nodes}

@@ -12,6 +12,7 @@ import dataclasses
 import numpy as np
 
 from experiments.laws import identify, intervals, solve
+from lm.config.errors import number_of
 
 LEVEL = 0.05  # below this p the law is said not to describe the runs
 CLIP = 3.0  # robust standard deviations at which residuals are cut: one bad run is no trend
@@ -63,7 +64,7 @@ def lack_of_fit(problem: solve.Problem, data: intervals.Data, theta: np.ndarray)
     if repeats is not None:
       tests["repeats"] = repeats
   if not tests:
-    text = f"lack of fit not tested: {data.n} runs leave too few to tell a trend from noise"
+    text = f"lack of fit not tested: {number_of(data.n, 'run')} cannot tell a trend from noise"
     return LackOfFit("not tested", None, {}, 0.0, float("nan"), (), text)
   p = min(1.0, len(tests) * min(t[3] for t in tests.values()))
   misfit, trends = trend

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from lm.config.errors import number_of
+
 SUFFIX = {"k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12, "mn": 1e6, "mio": 1e6, "bn": 1e9,
           "mrd": 1e9, "tn": 1e12}  # fmt: skip
 WORDS = {"thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12}
@@ -294,7 +296,9 @@ def numbers(
   if spread:
     remarks.append("what stands after +- was left out; give it as a column with --se")
   if unread:
-    remarks.append(f"{len(unread)} cells are no numbers with a decimal {chosen}: row {unread[0]}")
+    remarks.append(
+      f"no numbers with a decimal {chosen}: {number_of(len(unread), 'cell')}, such as row {unread[0]}'s"
+    )
   values[~np.isfinite(values)] = np.nan
   return Column(values, own_unit, tuple(units), tuple(remarks))
 

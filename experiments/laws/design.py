@@ -94,7 +94,8 @@ def check_design(
     found.append(
       (
         "refuse",
-        f"{unfinished} runs stop before their schedule ends: their loss is not that of a run planned for "
+        f"{number_of(unfinished, 'run')} cut off before the schedule ends: the loss is not that of a "
+        "run planned for "
         "those tokens (Hoffmann et al. 2022 §2); give each length its own schedule",
       )
     )
@@ -108,7 +109,8 @@ def check_design(
     found.append(
       (
         "warn",
-        f"{(epochs > EPOCHS_WORTH).sum()} runs repeat their data more than {EPOCHS_WORTH:g} times "
+        f"{number_of(int((epochs > EPOCHS_WORTH).sum()), 'run')} with data repeated more than "
+        f"{EPOCHS_WORTH:g} times "
         f"(up to {epochs.max():.3g}): repeats are worth less than new tokens (Muennighoff et al. 2023); "
         "get more text or fit data_constrained",
       )

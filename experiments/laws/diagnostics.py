@@ -77,7 +77,7 @@ def conditioning(problem: solve.Problem, data: intervals.Data, theta: np.ndarray
     )
   dead = [n for n, v in zip(free, norms, strict=True) if v < 1e-6 * norms.max()]
   if dead:
-    warnings.append(f"identifiability: {', '.join(dead)} have no effect on any fitted run")
+    warnings.append(f"identifiability: no fitted run depends on {', '.join(dead)}")
   if {"n_params", "n_tokens"} <= set(x):
     log_n, log_d = np.log(x["n_params"]), np.log(x["n_tokens"])
     spread = log_d - log_n

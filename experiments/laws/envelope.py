@@ -112,7 +112,7 @@ def _on_one_grid(table: Table, labels, n_points: int):
     low, high = np.sort(spans[:, 0])[1], np.sort(spans[:, 1])[-2]
   if len(names) < 3 or low >= high:
     raise ValueError(
-      f"run: {len(names)} curves do not overlap in FLOPs; give at least three that do"
+      f"run: {number_of(len(names), 'curve')}, not three that overlap in FLOPs; give more"
     )
   grid = np.linspace(low, high, n_points)
   loss_RC, log_d_RC = np.full((len(names), n_points), np.inf), np.zeros((len(names), n_points))

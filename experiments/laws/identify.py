@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.laws import forms, intervals, solve
-from lm.config.errors import ConfigError
+from lm.config.errors import ConfigError, number_of
 
 LEAST_NOISE = 0.002  # of log loss: no two seeds agree better, so noise-free tables are judged alike
 THIN = 0.1  # sd of log N and log D across the line they lie on: 10 %
@@ -175,7 +175,7 @@ def _cause(x, law) -> str:
       said.append(f"{name} takes two values only")
   points = len(np.unique(np.round(np.log(np.stack(list(x.values()))), 9), axis=1).T)
   if points <= len(law.params):
-    said.append(f"there are {points} different points for {len(law.params)} parameters")
+    said.append(f"only {number_of(points, 'different point')} for {len(law.params)} parameters")
   if not said and {"unique_tokens", "n_tokens"} <= set(x):
     if (x["n_tokens"] <= x["unique_tokens"] * (1 + 1e-9)).all():
       said.append("no run repeats its data")

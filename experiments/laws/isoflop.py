@@ -216,7 +216,9 @@ def isoflop_fit(
   good = [i for i, s in enumerate(status) if s == "ok"]
   if len(good) < 2:
     why = "; ".join(f"C {c[0]:.3g}: {s}" for c, s in zip(cut, status, strict=True) if s != "ok")
-    raise ValueError(f"isoflop: {len(good)} usable budgets, two are needed ({why[:300]})")
+    raise ValueError(
+      f"isoflop: {number_of(len(good), 'usable budget')}, two are needed ({why[:300]})"
+    )
   rng = np.random.default_rng(seed)
   samples = _resampled([cut[i] for i in good], method, loss_sd, n_boot, rng)
   slices, optima, spread = _optima(cut, status, good, samples, method)
@@ -232,7 +234,9 @@ def isoflop_fit(
   notes = list(table.notes) + _notes(table, slices, optima, flop_factor)
   repeated = sum(len(rows) for rows in taken) - sum(len(s.loss) for s in slices)
   if repeated and within is None:
-    notes.append(f"{repeated} runs repeat a size of their budget; losses at one size were averaged")
+    notes.append(
+      f"{number_of(repeated, 'run')} of a size that the budget has already; losses at one size were averaged"
+    )
   if len(logs_c) == 2:
     notes.append("two budgets: a line passes through both optima, so its scatter says nothing")
   product = estimates["a+b"]

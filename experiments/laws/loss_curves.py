@@ -76,7 +76,9 @@ class CurveFit:
     return float(np.mean(values)) if values else math.nan
 
   def summary(self) -> str:
-    lines = [f"{self.law}, {sum(r['fitted'] == 'yes' for r in self.curves)} curves fitted"]
+    lines = [
+      f"{self.law}, {number_of(sum(r['fitted'] == 'yes' for r in self.curves), 'curve')} fitted"
+    ]
     for name, value in self.params.items():
       low, high = self.intervals.get(name, (None, None))
       shown = "fixed" if low is None else f"[{low:.4g}, {high:.4g}]"

@@ -54,7 +54,9 @@ def make_mixtures(domains, targets, weights, losses, rows=None, notes=()) -> Mix
   usable = np.isfinite(weights).all(1) & np.isfinite(losses).all(1)
   notes = [*notes]
   if not usable.all():
-    notes.append(f"{int((~usable).sum())} runs lack a weight or a loss and are left out")
+    notes.append(
+      f"left out, as a weight or a loss is missing: {number_of(int((~usable).sum()), 'run')}"
+    )
   weights, losses, rows = weights[usable], losses[usable], rows[usable]
   if not len(weights):
     raise ConfigError("mixture: no run has all weights and losses; check the columns")
@@ -183,7 +185,8 @@ def fit_mixtures(
   same = same.ravel()
   if same.max() + 1 < len(runs.domains) + 2:
     raise ConfigError(
-      f"rows={same.max() + 1} different mixtures: must be {len(runs.domains) + 2} or more for "
+      f"rows={number_of(int(same.max()) + 1, 'different mixture')}: must be {len(runs.domains) + 2} or "
+      "more for "
       f"{number_of(len(runs.domains), 'domain')}; add runs"
     )
   cap, notes = _caps(runs, dict(caps or {})), [*runs.notes]

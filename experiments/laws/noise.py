@@ -170,7 +170,7 @@ def difference(
   elif noise is not None:
     mean, df = apart, noise.df
     se = noise.pooled * math.sqrt(1 / len(a) + 1 / len(b))
-    how = f"noise of {noise.settings} settings"
+    how = f"noise of {number_of(noise.settings, 'setting')}"
   else:
     return {"difference": apart, "low": None, "high": None, "p": None, "how": "no replicates"}
   half = float(t.ppf(0.975, df)) * se

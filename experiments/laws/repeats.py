@@ -11,6 +11,7 @@ import numpy as np
 
 from experiments.laws import columns
 from experiments.laws.table import RUN, SHOWN_ROWS, Table
+from lm.config.errors import number_of
 
 NOISE = 0.05  # relative range of the losses of one (N, D) above which they cannot be seeds
 OPTIMA_APART = (
@@ -77,7 +78,8 @@ def _copies(table: Table, keys, target) -> tuple[np.ndarray | None, list[str]]:
   again = table.rows[np.setdiff1d(np.arange(len(table)), first)]
   shown = ", ".join(map(str, again[:SHOWN_ROWS])) + (" ..." if len(again) > SHOWN_ROWS else "")
   return np.array([f"row {table.rows[first[c]]}" for c in copy_of]), [
-    f"{len(again)} rows repeat another one to the last digit (row {shown}): copies of a run are resampled "
+    f"{number_of(len(again), 'row')} like another one to the last digit (row {shown}): copies of a run "
+    "are resampled "
     "together; --drop_repeats leaves them out"
   ]
 
@@ -138,13 +140,17 @@ def _spread_of_settings(table, keys, member, target, lenient, noise: float = NOI
     sd = np.sqrt(((y - mean) ** 2).sum() / max((count - 1)[several].sum(), 1))
     if spread.max() == 0:
       return []
-    said = f"{several.sum()} settings ({place}) have {count[several].sum()} runs, whose {target} varies by "
+    said = (
+      f"{number_of(int(several.sum()), 'setting')} ({place}) with {count[several].sum()} runs, "
+      f"whose {target} varies by "
+    )
     return [f"{said}{sd:.2g} (relative sd)" + (f", which {apart[0]!r} explains" if apart else "")]
   worst, what = int(spread.argmax()), "losses" if target == "loss" else "values"
   rows = np.flatnonzero(member == worst)
   rows = rows[[table[target][rows].argmin(), table[target][rows].argmax()]]
   said = (
-    f"{target}: {(spread > noise).sum()} settings of equal {place} hold {what} that cannot be noise, "
+    f"{target}: {number_of(int((spread > noise).sum()), 'setting')} of equal {place} with {what} that "
+    "cannot be noise, "
     f"such as {table[target][rows[0]]:.4g} and {table[target][rows[1]]:.4g} "
     f"(rows {table.rows[rows[0]]} and {table.rows[rows[1]]})"
   )

@@ -18,7 +18,7 @@ import numpy as np
 
 from experiments.laws import allocation, intervals
 from experiments.laws.result import Estimate, LawFit, Result, to_plain
-from lm.config.errors import ConfigError
+from lm.config.errors import ConfigError, number_of
 
 LOG_TOKENS = (0.0, 120.0)  # natural log of D that is searched
 HALVINGS = 200
@@ -59,7 +59,8 @@ def price_of_speed(
     usable = np.isfinite(speed) & (speed > 0) & np.isfinite(n_params) & (n_params > 0)
     if len(np.unique(n_params[usable])) < 2:
       raise ConfigError(
-        f"{name}: tokens a second of {len(np.unique(n_params[usable]))} sizes; must be two or more"
+        f"{name}: tokens a second of {number_of(len(np.unique(n_params[usable])), 'size')}; must be two "
+        "or more"
       )
     slope, level = np.polyfit(np.log(n_params[usable]), -np.log(speed[usable]), 1)
     found.append((float(np.exp(level)), float(slope)))

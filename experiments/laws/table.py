@@ -335,7 +335,7 @@ def _unfinished(texts: Mapping[str, np.ndarray]) -> list[str]:
       done = next(s for s in column if s.lower() in FINISHED)
       if others:
         return [
-          f"{others} rows are of runs that have not finished ({name}); "
+          f"{number_of(others, 'row')} of runs that have not finished ({name}); "
           f"--where '{name}={done}' leaves them out"
         ]
   return []

@@ -168,7 +168,11 @@ def _join(one: sources.Source, other: sources.Source, path: str) -> sources.Sour
     lost = 0
   if not rows:
     raise ConfigError(f"join={path}: no row has the same {', '.join(shared)}; check the files")
-  notes = [*one.notes, *other.notes, *([f"{lost} rows have no partner in {path}"] if lost else [])]
+  notes = [
+    *one.notes,
+    *other.notes,
+    *([f"{number_of(lost, 'row')} without a partner in {path}"] if lost else []),
+  ]
   header = [*one.header, *(h for h in other.header if h not in shared)]
   return sources.Source(header, rows, [*one.skipped, *other.skipped], notes, one.delimiter)
 
@@ -190,7 +194,7 @@ def _source_of(ledger: Ledger) -> sources.Source:
     raise ConfigError(
       f"mixture={WEIGHTS}: no run that is done has weights; set {WEIGHTS} in the runs"
     )
-  notes = [f"{without} runs have no {WEIGHTS} and are left out"] if without else []
+  notes = [f"left out, without {WEIGHTS}: {number_of(without, 'run')}"] if without else []
   return sources.Source(list(header), rows, [], notes, "typed")
 
 

@@ -8,7 +8,7 @@ from experiments.laws.multiplier import Noise, pair_noise
 from experiments.ledger.compare import seed_noise
 from experiments.ledger.ledger import Ledger
 from experiments.race.judge import MOST_SEEDS, POWER, needed, read_cells
-from lm.config.errors import ConfigError
+from lm.config.errors import ConfigError, number_of
 
 LEAST_DF = 2  # fewer degrees of freedom say next to nothing of a standard deviation
 
@@ -69,7 +69,9 @@ def known_noise(
   if size is not None:
     sd, _ = pooled.at(*size)
   return Known(
-    sd * math.sqrt(2), pooled.df, f"{pooled.settings} settings of {where}, {sd:.3g} a run"
+    sd * math.sqrt(2),
+    pooled.df,
+    f"{number_of(pooled.settings, 'setting')} of {where}, {sd:.3g} a run",
   )
 
 

@@ -178,7 +178,8 @@ def _table_section(page: Page, table, path: str) -> None:
   page.notes(list(table.notes))
   if table.skipped:
     page.folded(
-      f"{len(table.skipped)} rows were left out", [f"row {n}: {why}" for n, why in table.skipped]
+      f"Left out: {number_of(len(table.skipped), 'row')}",
+      [f"row {n}: {why}" for n, why in table.skipped],
     )
 
 

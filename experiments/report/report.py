@@ -446,12 +446,14 @@ def _reproduce(page: Page, experiment: Experiment, rows: Ledger, command: str | 
     counted = [f"{v} ({number_of(values.count(v), 'run')})" for v in dict.fromkeys(values)]
     facts |= {title: "; ".join(counted)} if counted else {}
   dirty = sum(bool(row.get("dirty")) for row in rows)
-  facts["uncommitted changes"] = f"in {dirty} of {len(rows)} runs" if dirty else "in no run"
+  facts["uncommitted changes"] = (
+    f"in {dirty} of {number_of(len(rows), 'run')}" if dirty else "in no run"
+  )
   facts["this page"] = ", ".join(f"{k} {v}" for k, v in versions().items())
   page.facts(facts)
   if experiment.runs:
     commands = [_train_command(experiment.name, run) for run in experiment.runs]
-    page.folded(f"The commands of all {len(commands)} runs", commands)
+    page.folded(f"The commands of {number_of(len(commands), 'run')}", commands)
 
 
 def swept_keys(experiment: Experiment) -> dict[str, list]:
@@ -473,7 +475,7 @@ def _header(experiment: Experiment, rows: Ledger) -> str:
   done, state = len(rows.done()), git_state()
   commit = (state["commit"] or "no commit")[:10]
   commit += " with uncommitted changes" if state["dirty"] else ""
-  facts = f"{done} of {len(rows)} runs done · {time.strftime('%d %B %Y')} · report code {commit}"
+  facts = f"{done} of {number_of(len(rows), 'run')} done · {time.strftime('%d %B %Y')} · report code {commit}"
   return (
     f'<header class="title"><div class="kind">{escape(experiment.name)}</div>'
     f"<h1>{escape(experiment.question or experiment.name)}</h1><p>{escape(facts)}</p></header>"

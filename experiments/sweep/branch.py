@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 
 from experiments.sweep.halving import go_on, has_begun, shared_steps
 from experiments.sweep.sweep import Member, Run, resolve_run
-from lm.config.errors import ConfigError
+from lm.config.errors import ConfigError, number_of
 from lm.config.identity import identity_fields
 from lm.config.schema import BUDGETS
 from lm.setup.resolve import schedule_steps, tokens_per_step
@@ -83,7 +83,8 @@ class Branches:
     alone = sum(m.cfg.train.tokens or 0 for m in self.members)
     saved = sum(self.shared(m.name) * tokens_per_step(m.cfg) for m in self.members)
     return (
-      f"branch: {len(self._source)} of {len(self.members)} runs go on from a shorter one; {saved:,.0f} of "
+      f"branch: of {number_of(len(self.members), 'run')}, {len(self._source)} from a shorter one's "
+      f"checkpoint; {saved:,.0f} of "
       f"{alone:,} tokens ({saved / alone:.0%}) are computed once and used again"
     )
 

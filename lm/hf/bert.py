@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lm.config.errors import ConfigError
+from lm.config.errors import ConfigError, number_of
 from lm.data.labelled import sorted_labels
 from lm.data.tagged import bio_tags
 from lm.hf.architectures import REQUIRED
@@ -108,7 +108,9 @@ def from_bert(state: Mapping[str, np.ndarray], hf_config: Mapping[str, Any]) -> 
   for part in {"classifier", "tagger"} & set(params) if names else ():
     classes = params[part]["bias"].size
     if len(order) != classes or len(names) != classes:
-      raise ConfigError(f"id2label: must name {classes} classes, each by another word; {BELONG}")
+      raise ConfigError(
+        f"id2label: must name {number_of(classes, 'class')}, each by another word; {BELONG}"
+      )
     index = [names.index(name) for name in order]
     params[part] = {leaf: array[..., index] for leaf, array in params[part].items()}
   if left:

@@ -1,6 +1,6 @@
 """Sliding windows in config.json, both ways: which layers have one, and how many tokens it holds."""
 
-from lm.config.errors import ConfigError
+from lm.config.errors import ConfigError, number_of
 from lm.hf.reader import REMEDY
 from lm.models.layers import local_layers
 
@@ -27,7 +27,7 @@ def _layer_types(reader, depth, default):
       raise ConfigError(f"layer_types={name}: must be one of {', '.join(TYPES)}; {REMEDY}")
   if len(types) != depth:
     raise ConfigError(
-      f"layer_types: has {len(types)} entries for {depth} layers; check config.json"
+      f"layer_types: has {number_of(len(types), 'entry')} for {number_of(depth, 'layer')}; check config.json"
     )
   return [TYPES[name] for name in types]
 

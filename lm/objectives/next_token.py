@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lm.config.errors import ConfigError, check_divisible
+from lm.config.errors import ConfigError, check_divisible, number_of
 from lm.config.hparams import Hparams
 from lm.config.schema import Config, ObjectiveConfig, field
 from lm.models import trees
@@ -225,7 +225,7 @@ def make_sampler(cfg: Config, tokenizer, mesh=None):
   room = cfg.model.seq_len - len(prompt)
   if room < 1:
     raise ConfigError(
-      f"sample.prompt={cfg.sample.prompt}: {len(prompt)} tokens leave no room in model.seq_len="
+      f"sample.prompt={cfg.sample.prompt}: {number_of(len(prompt), 'token')} and no room in model.seq_len="
       f"{cfg.model.seq_len}; shorten it"
     )
   generate = make_generator(cfg.model, min(cfg.sample.tokens, room), mesh, tokenizer.vocab_size)

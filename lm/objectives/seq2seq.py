@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lm.config.errors import ConfigError, check_divisible
+from lm.config.errors import ConfigError, check_divisible, number_of
 from lm.config.schema import Config, ObjectiveConfig, field
 from lm.models.decoding import Sampling, make_generator, prompt_ids, room_after
 from lm.objectives.cross_entropy import chunked_token_sums, token_sums
@@ -110,7 +110,7 @@ def make_sampler(cfg: Config, tokenizer, mesh=None):
   )
   if len(source) > cfg.model.seq_len:
     raise ConfigError(
-      f"sample.prompt={cfg.sample.prompt}: {len(source)} tokens do not fit model.seq_len="
+      f"sample.prompt={cfg.sample.prompt}: {number_of(len(source), 'token')}, too long for model.seq_len="
       f"{cfg.model.seq_len}; shorten it"
     )
   room = min(cfg.sample.tokens, room_after(cfg.model, len(source)))

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 
-from lm.config.errors import ConfigError
+from lm.config.errors import ConfigError, number_of
 from lm.config.schema import Config, ModelConfig, neutral_values
 from lm.data.tokenizers import fingerprint, load_tokenizer
 from lm.models import trees
@@ -112,7 +112,7 @@ def check(cfg: Config, names: Mapping[str, str], needs: Sequence[str], tokenizer
       )
     if theirs.seq_len < mine.seq_len:
       raise ConfigError(
-        f"{key}: reads {theirs.seq_len} tokens and model.seq_len={mine.seq_len}; use "
+        f"{key}: reads {number_of(theirs.seq_len, 'token')} and model.seq_len={mine.seq_len}; use "
         f"model.seq_len={theirs.seq_len}"
       )
     if not all(hasattr(found[name].module, need) for need in needs):

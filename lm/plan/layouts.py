@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import jax
 
-from lm.config.errors import ConfigError
+from lm.config.errors import ConfigError, number_of
 from lm.config.schema import Config, ModelConfig
 from lm.cost.flops import run_flops_per_token
 from lm.cost.memory import memory_bytes
@@ -153,7 +153,7 @@ def layouts(cfg: Config, vocab_size: int, n_devices: int, chip: Chip) -> Iterato
     )
   if not some:
     raise ConfigError(
-      f"train.batch_size={batch}: no layout over {n_devices} devices divides it; "
+      f"train.batch_size={batch}: no layout over {number_of(n_devices, 'device')} divides it; "
       f"use a multiple of {n_devices}"
     )
 

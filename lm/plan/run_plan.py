@@ -227,7 +227,7 @@ def _collective_lines(rows: Sequence[Mapping[str, object]]) -> list[str]:
   lines = ["  ".join(pad(i, cell) for i, cell in enumerate(line)).rstrip() for line in table]
   if len(rows) > ROWS:
     rest = sum(row["sent"] for row in rows[ROWS:])
-    lines.append(f"and {len(rows) - ROWS} smaller ones, {_bytes(rest)} sent")
+    lines.append(f"and {number_of(len(rows) - ROWS, 'smaller one')}, {_bytes(rest)} sent")
   return lines
 
 

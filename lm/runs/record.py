@@ -10,7 +10,7 @@ import pathlib
 import sys
 from collections.abc import Iterable, Mapping
 
-from lm.config.errors import ConfigError
+from lm.config.errors import ConfigError, number_of
 from lm.files import bad_line, json_number, read_lines
 from lm.runs.metrics import check_metric
 from lm.runs.mirror import Mirror
@@ -117,7 +117,9 @@ def _keep_until(path: pathlib.Path, step: int) -> None:
     return
   records, damaged = _kept_lines(path, step)
   if damaged:
-    print(f"{path}: {damaged} damaged lines after step {step} are left out", file=sys.stderr)
+    print(
+      f"{path}: left out after step {step}: {number_of(damaged, 'damaged line')}", file=sys.stderr
+    )
   kept = "".join(json.dumps(r) + "\n" for r in records).encode()
   if kept != path.read_bytes():
     temporary = path.with_name(f".{path.name}.{os.getpid()}")

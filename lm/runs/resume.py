@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from lm.config.errors import ConfigError, first_line
+from lm.config.errors import ConfigError, first_line, number_of
 from lm.devices import processes
 from lm.runs.writer import RunWriter
 from lm.training.step import State
@@ -44,7 +44,7 @@ def restore_newest(runs: Sequence[RunWriter], shape: State) -> tuple[list[Any], 
       return [state for state, _ in found], step
   if damaged:
     run, at, why = damaged[0]
-    others = f" and {len(shared) - 1} earlier ones" if len(shared) > 1 else ""
+    others = f" and {number_of(len(shared) - 1, 'earlier one')}" if len(shared) > 1 else ""
     raise ConfigError(
       f"workdir={run.workdir}: checkpoint {at}{others} cannot be used ({why}); bring one back from a copy, "
       "or train again in another --workdir"

@@ -183,7 +183,7 @@ def _resolve_mesh(cfg: Config, n_devices: int):
   elif fixed != n_devices or rest:
     name = max((n for n in sizes if sizes[n] != -1), key=lambda n: sizes[n])
     raise ConfigError(
-      f"mesh.{name}={sizes[name]}: the mesh ({shown}) must use all {n_devices} devices; "
+      f"mesh.{name}={sizes[name]}: the mesh ({shown}) must use {number_of(n_devices, 'device')}; "
       "set one axis to -1 and let the others divide the devices"
     )
   return dataclasses.replace(cfg.mesh, **sizes)

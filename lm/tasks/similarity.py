@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 
 from lm.config.command_line import read_text
-from lm.config.errors import ConfigError
+from lm.config.errors import ConfigError, number_of
 from lm.data.tokenizers import Tokenizer, load_tokenizer, unknown_id
 from lm.models.word_vectors import vectors_of
 from lm.runs import rundir
@@ -39,7 +39,8 @@ def evaluate(workdir: pathlib.Path, path: str, checkpoint: str) -> dict[str, flo
     judged.append(likeness)
   if len(ours) < 2:
     raise ConfigError(
-      f"task=similarity:{path}: the run knows both words of {len(ours)} pairs only; it takes 2 or more"
+      f"task=similarity:{path}: the run knows both words of {number_of(len(ours), 'pair')} only; it "
+      "takes 2 or more"
     )
   correlation = float(scipy.stats.spearmanr(ours, judged).statistic)
   return {"spearman": correlation, "pairs": len(ours), "unknown_pairs": unknown}

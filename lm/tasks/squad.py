@@ -18,7 +18,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from lm.config.errors import ConfigError
+from lm.config.errors import ConfigError, number_of
 from lm.data import questions
 from lm.data.questions import MAY_BEGIN, MAY_END, Question, QuestionEval, QuestionSet
 from lm.data.records import Store
@@ -102,7 +102,9 @@ def evaluate(
   asked = questions.read_squad(path, where)[:limit]
   twice = [name for name, n in Counter(q.id for q in asked).items() if n > 1]
   if twice:
-    raise ConfigError(f"{where}: {len(twice)} ids are of several questions ({twice[0]}); mend them")
+    raise ConfigError(
+      f"{where}: {number_of(len(twice), 'id')} of several questions ({twice[0]}); mend the file"
+    )
   begun = time.perf_counter()
   found, n_tokens = answer(run, asked, where)
   spent = time.perf_counter() - begun
