@@ -3,7 +3,7 @@
 With --peer, the same GPT elsewhere (benchmarks/peers.py) is timed in the same run and the ratio printed:
 torch (on CUDA torch.compile with flash attention, bfloat16 autocast and fused AdamW: what nanoGPT runs; on a
 CPU eager too), flax (a plain loop of its own layers) and levanter (in an environment of its own).
-MFU counts every matrix product, attention unmasked, against the chip's data sheet (lm/chips.py).
+MFU counts every matrix product, attention unmasked, against the chip's data sheet (lm/devices/chips.py).
 
 examples:
   python benchmarks/train_step.py

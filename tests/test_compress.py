@@ -77,6 +77,18 @@ def test_random_rounding_is_unbiased_and_keeps_means_moving():
   assert float(nearest) < 0.7 * (1 - 0.999**700)
 
 
+def test_random_rounding_is_drawn_from_the_seed():
+  grads = jax.random.normal(jax.random.key(0), (64, 64))
+
+  def moments(seed):
+    tx = compressed(optax.scale_by_adam(), "bfloat16", seed)
+    with jax.numpy_dtype_promotion("standard"):
+      return np.asarray(tx.update(grads, tx.init(grads))[1].inner.nu.astype(jnp.float32))
+
+  np.testing.assert_array_equal(moments(0), moments(0))
+  assert (moments(0) != moments(1)).mean() > 0.1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["bfloat16", "int8"])
 def test_training_hardly_notices(how):

@@ -53,7 +53,7 @@ def test_docstrings_hold_what_the_packages_print(docs):
 )
 def test_docstrings_are_the_same_bytes_on_every_machine(docs):
   digest = hashlib.blake2b("\0".join(docs).encode(), digest_size=8).hexdigest()
-  # Change these with the pins in requirements.txt or with what lm/data/docstrings.py takes, and the
+  # Change these with the pins in requirements.txt or with what lm/data/sources/docstrings.py takes, and the
   # README's expected loss with them.
   assert (digest, len(docs)) == ("65c9a1c9131111e5", 6259)
 

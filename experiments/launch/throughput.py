@@ -77,7 +77,7 @@ class Speed:
 
 
 def from_chip(name: str, mfu: float | None, dtype: str, n_params: float = 0.0) -> Speed:
-  """The speed of a chip of lm.chips at a given utilisation (exact convention).
+  """The speed of a chip of lm.devices.chips at a given utilisation (exact convention).
 
   Args:
     name: a key of CHIPS or a part of one: "v5e", "h100"; a whole word before a part of one.
@@ -91,7 +91,7 @@ def from_chip(name: str, mfu: float | None, dtype: str, n_params: float = 0.0) -
   if len(found) != 1:
     raise ConfigError(
       f"chip={name}: must name one of {', '.join(chips.CHIPS)}; "
-      + (f"{' or '.join(found)}?" if found else "add its row to lm/chips.py")
+      + (f"{' or '.join(found)}?" if found else "add its row to lm/devices/chips.py")
     )
   if mfu is None:
     mfu = published.utilisation(found[0], n_params)

@@ -1,4 +1,4 @@
-"""The ledger: one flat row for every run, as in experiments.rows, and the questions asked of them.
+"""The ledger: one flat row for every run, as in experiments.ledger.rows, and the questions asked of them.
 
 It is read from run directories wherever they are, or from a small JSON-lines file (`export`), from
 which a report can be made again without the runs.

@@ -1,6 +1,6 @@
 """The quote of a sweep before anything is spent: sizes, FLOPs, memory, time, dollars, and flaws.
 
-Everything but time is arithmetic on resolved configs; time comes from experiments.throughput.
+Everything but time is arithmetic on resolved configs; time comes from experiments.launch.throughput.
 """
 
 import heapq

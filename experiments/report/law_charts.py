@@ -1,7 +1,7 @@
 """The figures of fitted laws: isoFLOP parabolas, optimum paths, exponents, fits, residuals, extrapolation.
 
-Like experiments.charts: flat dicts in, finished charts out. Intervals are the columns `low` and `high`,
-absent where there is none.
+Like experiments.report.charts: flat dicts in, finished charts out. Intervals are the columns `low` and
+`high`, absent where there is none.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Fits of experiments.laws as flat tables: what experiments.law_charts draws."""
+"""Fits of experiments.laws as flat tables: what experiments.report.law_charts draws."""
 
 import numpy as np
 

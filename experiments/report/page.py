@@ -159,7 +159,7 @@ class Page:
     self._parts.append(f"<dl>{items}</dl>")
 
   def figure(self, chart, name: str, caption: str) -> None:
-    """Draws `chart` (experiments.charts), and saves it as a file of that name."""
+    """Draws `chart` (experiments.report.charts), and saves it as a file of that name."""
     from experiments.report import charts
 
     number = len(self._charts) + 1

@@ -130,7 +130,7 @@ def _figures_folder(page: pathlib.Path) -> pathlib.Path:
 
 
 def write_comparison(rows: Sequence[Mapping], result: Mapping, out: str) -> pathlib.Path:
-  """Writes what experiments.compare.compare found, with the curves drawn; returns the page's path."""
+  """Writes what experiments.ledger.compare.compare found, with the curves drawn; returns the page's path."""
   path = pathlib.Path(out)
   page = Page(_figures_folder(path))
   names, what = result["runs"], "Loss"

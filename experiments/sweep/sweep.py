@@ -4,10 +4,10 @@ experiments/NAME.py has
   a docstring      the question; scientific, nuisance and fixed hyperparameters; budget; when done
   runs()           yields Run(name, overrides); runs(scale="cpu") where it comes in several sizes
   analyse(ledger)  optional: {what: Estimate | fit | table} from the runs that are done
-  claims           optional: a tuple of experiments.claims.Claim
+  claims           optional: a tuple of experiments.report.claims.Claim
   pictures(ledger, results) optional: {name: (chart, caption)} of what the report's own figures do not
                    show; results are what analyse returns
-  halving          optional: an experiments.halving.Halving
+  halving          optional: an experiments.sweep.halving.Halving
   law              optional: the law in N and D that its runs must carry, a key of
                    experiments.laws.LAWS or "isoflop"; `plan` and `run` refuse a design that cannot.
                    {scale: law} where not every scale is for one
@@ -191,7 +191,7 @@ def resolve_run(run: Run, folder: pathlib.Path) -> Member:
   """The run's resolved config, identity and directory in `folder`.
 
   Raises:
-    ConfigError: as lm.flags and lm.resolve raise, with the run's name in front.
+    ConfigError: as lm.setup.load and lm.setup.resolve raise, with the run's name in front.
   """
   try:
     asked = asked_config(run)

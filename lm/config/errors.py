@@ -73,11 +73,11 @@ def check_choice(key: str, value: str, options: Iterable[str]) -> None:
     raise ConfigError(f"{key}={value}: must be one of {', '.join(options)}; {remedy}")
 
 
-def check_divisible(key: str, value: int, divisor: int, what: str) -> None:
-  """ConfigError unless divisor divides value; names the nearest values that would do."""
+def check_divisible(key: str, value: int, divisor: int, what: str, least: int = 1) -> None:
+  """ConfigError unless divisor divides value; names the nearest values, `least` or more, that would do."""
   if value % divisor:
     lower = value - value % divisor
-    nearest = " or ".join(str(v) for v in (lower, lower + divisor) if v)
+    nearest = " or ".join(str(v) for v in (lower, lower + divisor) if v >= least)
     raise ConfigError(f"{key}={value}: must be divisible by {divisor} ({what}); use {nearest}")
 
 

@@ -100,6 +100,6 @@ def mfu(flops: float, seconds: float, peak: float) -> float:
   Args:
     flops: of the work done, under a convention that is named wherever the number is shown.
     seconds: wall-clock time it took.
-    peak: FLOP/s of all devices together (lm.chips.peak_flops).
+    peak: FLOP/s of all devices together (lm.devices.chips.peak_flops).
   """
   return flops / (seconds * peak)

@@ -162,7 +162,7 @@ class EvalBatches:
   """A store's first whole documents, up to `max_tokens`, every token predicted exactly once.
 
   What is evaluated depends on the store and `max_tokens` alone. (A document longer than a piece of
-  lm/data/tokenizers.py may also be cut at the end of a piece.)
+  lm/data/tokenizers/ may also be cut at the end of a piece.)
 
   Args:
     stride: predictions that count in each window of `seq_len` after the first; fewer than seq_len

@@ -55,7 +55,9 @@ class Architecture(NamedTuple):
   keys: dict[str, Key]
   must: dict[str, Must]
   fixed: dict[str, Any]  # fields of TransformerConfig that differ from fields.NEUTRAL
-  biases: dict[str, str | bool]  # part of lm.models.layers.BIASED -> key of config.json, or always
+  biases: dict[
+    str, str | bool
+  ]  # a name of transformer_config.BIASED -> key of config.json, or always
   rope: str | None  # how rotary positions are written: a key of fields.ROPES
   theta: float  # the default of rope_theta
   window: str | None  # how windows are written: a key of fields.WINDOWS

@@ -56,7 +56,7 @@ def search(
     whole plan.
 
   Raises:
-    ConfigError: a device without a row in lm.chips, or no layout that divides.
+    ConfigError: a device without a row in lm.devices.chips, or no layout that divides.
   """
   chip = chips.find_chip(devices[0].device_kind)
   if chip is None:

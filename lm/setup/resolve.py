@@ -42,7 +42,7 @@ def resolve(
     ways,
     batch_axes,
   )
-  _check_split(model, mesh)
+  _check_split(model, mesh, vocab_size)
   cfg = dataclasses.replace(cfg, model=model, mesh=mesh)
   curriculum.check_mesh(cfg)
   per_step = cfg.train.batch_size * (units_per_row or kind_of(cfg).units_per_row(cfg))
@@ -166,11 +166,14 @@ def _check_readout(model: ModelConfig) -> None:
     )
 
 
-def _check_split(model: ModelConfig, mesh: MeshConfig) -> None:
+def _check_split(model: ModelConfig, mesh: MeshConfig, vocab_size: int) -> None:
   """ConfigError unless every axis of the model that the mesh splits divides."""
   for axis, sizes in family_of(model).splits(model).items():
     for key, size in sizes.items():
-      check_divisible(key, size, getattr(mesh, axis), f"mesh.{axis}")
+      least = (
+        vocab_size if key == "model.vocab_size" else 1
+      )  # a smaller model has no room for the tokenizer
+      check_divisible(key, size, getattr(mesh, axis), f"mesh.{axis}", least)
 
 
 def _resolve_mesh(cfg: Config, n_devices: int):
