@@ -29,7 +29,7 @@ from rich.table import Table
 from lm.config import read
 from lm.config.command_line import Parser, reject_unknown, run_main
 from lm.config.errors import ConfigError, suggest
-from lm.config.schema import ABSENT, SECTIONS, Rule, flatten, rules_of
+from lm.config.schema import ABSENT, SECTIONS, KeyRule, flatten, rules_of
 from lm.setup.load import load_config
 
 DEFAULT = pathlib.Path(__file__).parent.parent / "configs/default.py"
@@ -121,7 +121,7 @@ def _type_name(kind: Any) -> str:
   return kind.__name__
 
 
-def _rule(rule: Rule) -> str:
+def _rule(rule: KeyRule) -> str:
   if rule.choices:
     return " | ".join(rule.choices)
   return f"in {re.sub('inf', 'infinity', rule.within)}" if rule.within else ""

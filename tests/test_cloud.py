@@ -104,7 +104,7 @@ def test_names_of_jobs_begin_with_a_letter_as_clouds_ask(experiment):
 )
 def test_the_smallest_slice_that_fits_is_taken(name, chips, hosts, label):
   placed = accelerators.place([member()], name, None)
-  family = accelerators.FAMILIES[name]
+  family = accelerators.CHIP_FAMILIES[name]
   assert (placed.chips, placed.hosts) == (chips, hosts)
   assert placed.accelerator(family.gcloud) == label
   assert placed.bytes <= accelerators.ROOM * family.hbm
@@ -133,9 +133,9 @@ def test_what_fits_nowhere_and_unknown_chips_are_refused():
   ):
     accelerators.place([member(huge)], "v5e", None)
   with pytest.raises(ConfigError, match="with=chip=v5x: is not on offer there; did you mean v5"):
-    accelerators.find_family("v5x")
+    accelerators.find_chip_family("v5x")
   with pytest.raises(ConfigError, match="with=chip: is missing; name one: v5e"):
-    accelerators.find_family(None)
+    accelerators.find_chip_family(None)
 
 
 # ---- Code ----------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from lm.setup.resolve import resolve
 ROOM = 0.92  # part of a device's memory that is planned for
 
 
-class Family(NamedTuple):
+class ChipFamily(NamedTuple):
   """One kind of accelerator.
 
   Args:
@@ -58,22 +58,22 @@ def _of(chip: str) -> tuple[str, float]:
 
 # cloud.google.com/tpu/docs/{v5e,v5p,v6e,tpu7x} and .../tpu/docs/runtimes (2025): TPU7x is offered through
 # GKE only, and JAX sees each of its chips as two devices of 96 GiB.
-FAMILIES = {
-  "v5e": Family(*_of("TPU v5e"), SHAPES_2D, 1, 4, 8, "tpu-v5litepod-{n}", "v5litepod-{n}", 1,
+CHIP_FAMILIES = {
+  "v5e": ChipFamily(*_of("TPU v5e"), SHAPES_2D, 1, 4, 8, "tpu-v5litepod-{n}", "v5litepod-{n}", 1,
                 "v2-alpha-tpuv5-lite", "tpu-v5-lite-podslice", "tpu"),
-  "v5p": Family(*_of("TPU v5p"), SHAPES_3D, 1, 4, 4, "tpu-v5p-{n}", "v5p-{n}", 2,
+  "v5p": ChipFamily(*_of("TPU v5p"), SHAPES_3D, 1, 4, 4, "tpu-v5p-{n}", "v5p-{n}", 2,
                 "v2-alpha-tpuv5", "tpu-v5p-slice", "tpu"),
-  "v6e": Family(*_of("TPU v6e"), SHAPES_2D, 1, 4, 8, "tpu-v6e-{n}", "v6e-{n}", 1,
+  "v6e": ChipFamily(*_of("TPU v6e"), SHAPES_2D, 1, 4, 8, "tpu-v6e-{n}", "v6e-{n}", 1,
                 "v2-alpha-tpuv6e", "tpu-v6e-slice", "tpu"),
-  "tpu7x": Family(*_of("TPU7x"), SHAPES_3D, 2, 4, 4, None, None, 2, None, "tpu7x", "tpu"),
-  "a100": Family(*_of("A100 40GB"), None, 1, 8, 8, "A100", None, 1, None,
+  "tpu7x": ChipFamily(*_of("TPU7x"), SHAPES_3D, 2, 4, 4, None, None, 2, None, "tpu7x", "tpu"),
+  "a100": ChipFamily(*_of("A100 40GB"), None, 1, 8, 8, "A100", None, 1, None,
                  "nvidia-tesla-a100", "cuda12"),
-  "a100-80gb": Family(*_of("A100 80GB"), None, 1, 8, 8, "A100-80GB", None, 1, None,
+  "a100-80gb": ChipFamily(*_of("A100 80GB"), None, 1, 8, 8, "A100-80GB", None, 1, None,
                       "nvidia-a100-80gb", "cuda12"),
-  "h100": Family(*_of("H100"), None, 1, 8, 8, "H100", None, 1, None, "nvidia-h100-80gb", "cuda12"),
-  "h200": Family(*_of("H200"), None, 1, 8, 8, "H200", None, 1, None, "nvidia-h200-141gb", "cuda12"),
-  "b200": Family(*_of("B200"), None, 1, 8, 8, "B200", None, 1, None, "nvidia-b200", "cuda12"),
-  "gb200": Family(*_of("GB200"), None, 1, 4, 4, "GB200", None, 1, None, "nvidia-gb200", "cuda12"),
+  "h100": ChipFamily(*_of("H100"), None, 1, 8, 8, "H100", None, 1, None, "nvidia-h100-80gb", "cuda12"),
+  "h200": ChipFamily(*_of("H200"), None, 1, 8, 8, "H200", None, 1, None, "nvidia-h200-141gb", "cuda12"),
+  "b200": ChipFamily(*_of("B200"), None, 1, 8, 8, "B200", None, 1, None, "nvidia-b200", "cuda12"),
+  "gb200": ChipFamily(*_of("GB200"), None, 1, 4, 4, "GB200", None, 1, None, "nvidia-gb200", "cuda12"),
 }  # fmt: skip
 
 
@@ -89,8 +89,8 @@ class Placement:
   dollars: float | None  # at list price; None where none is published
 
   @property
-  def family(self) -> Family:
-    return FAMILIES[self.name]
+  def family(self) -> ChipFamily:
+    return CHIP_FAMILIES[self.name]
 
   @property
   def hosts(self) -> int:
@@ -123,7 +123,7 @@ class Placement:
     return pattern.format(n=self.chips * self.family.counts)
 
 
-def find_family(text: str | None, offered: Sequence[str] = tuple(FAMILIES)) -> str:
+def find_chip_family(text: str | None, offered: Sequence[str] = tuple(CHIP_FAMILIES)) -> str:
   """The family of that name; ConfigError with the names there are."""
   if text is None:
     raise ConfigError(f"with=chip: is missing; name one: {', '.join(offered)}")
@@ -139,7 +139,7 @@ def place(
 
   Args:
     members: the job's runs; several are stacked on one chip.
-    name: a key of FAMILIES.
+    name: a key of CHIP_FAMILIES.
     chips: of one slice; None = the smallest that fits.
     slices: joined by the data-centre network.
     mfu: predicted utilisation, exact convention; None = that of published runs.
@@ -147,7 +147,7 @@ def place(
   Raises:
     ConfigError: no slice of the family holds it, or its mesh does not divide over any.
   """
-  family, first = FAMILIES[name], members[0]
+  family, first = CHIP_FAMILIES[name], members[0]
   sizes = list(family.shapes) if family.shapes else [1, 2, 4, *range(8, 257, 8)]
   if chips is not None and chips not in sizes:
     raise ConfigError(
@@ -196,7 +196,7 @@ def _stack_bytes(members: Sequence[Member], devices: int) -> float:
 
 
 def _placement(members, cfg, name, size, slices, needed, mfu) -> Placement:
-  family = FAMILIES[name]
+  family = CHIP_FAMILIES[name]
   speed = throughput.from_chip(family.chip, mfu, cfg.model.dtype, run_counts(cfg).total)
   if len(members) > 1:
     devices = size * slices * family.per_chip

@@ -25,7 +25,7 @@ from experiments.launch.locks import Lock
 from experiments.sweep.sweep import Member
 from lm.config.errors import ConfigError, number_of
 
-OFFERED = tuple(name for name, family in accelerators.FAMILIES.items() if family.gcloud)
+OFFERED = tuple(name for name, family in accelerators.CHIP_FAMILIES.items() if family.gcloud)
 WORDS = {
   "chip": f"one of {', '.join(OFFERED)}",
   "chips": "of a slice (default: the smallest that fits by the plan)",
@@ -176,7 +176,7 @@ class Gcloud:
       jobs_.read_count(self._words, key, d) for key, d in (("chips", None), ("slices", 1))
     )
     mfu = throughput.read_mfu(self._words.get("mfu"))
-    name = accelerators.find_family(self._words.get("chip"), OFFERED)
+    name = accelerators.find_chip_family(self._words.get("chip"), OFFERED)
     return accelerators.place(job.members, name, chips, slices, mfu)
 
   def submit(self, jobs: Sequence[Job], locks: Sequence[Sequence[Lock]]) -> list[Ticket]:

@@ -26,7 +26,7 @@ from experiments.sweep.sweep import Member
 from lm.config.errors import ConfigError
 
 WORDS = {
-  "chip": f"one of {', '.join(accelerators.FAMILIES)}",
+  "chip": f"one of {', '.join(accelerators.CHIP_FAMILIES)}",
   "chips": "of a slice, or GPUs in all (default: the smallest that fits by the plan)",
   "slices": "joined by the data-centre network (default 1)",
   "image": "of the container, with git and Python 3.11 or later (default python:3.12)",
@@ -63,7 +63,7 @@ class JobSet:
     chips = jobs_.read_count(self._words, "chips")
     slices = jobs_.read_count(self._words, "slices", 1)
     mfu = throughput.read_mfu(self._words.get("mfu"))
-    name = accelerators.find_family(self._words.get("chip"))
+    name = accelerators.find_chip_family(self._words.get("chip"))
     return accelerators.place(job.members, name, chips, slices, mfu)
 
   def submit(self, jobs: Sequence[Job], locks: Sequence[Sequence[Lock]]) -> list[Ticket]:

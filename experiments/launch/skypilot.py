@@ -22,7 +22,7 @@ from experiments.launch.locks import Lock
 from experiments.sweep.sweep import Member
 from lm.config.errors import ConfigError, number_of
 
-OFFERED = tuple(name for name, family in accelerators.FAMILIES.items() if family.sky)
+OFFERED = tuple(name for name, family in accelerators.CHIP_FAMILIES.items() if family.sky)
 WORDS = {
   "chip": f"one of {', '.join(OFFERED)}",
   "chips": "of a slice, or GPUs in all (default: the smallest that fits by the plan)",
@@ -57,7 +57,7 @@ class SkyPilot:
     """The slice or GPUs of a job."""
     chips = jobs_.read_count(self._words, "chips")
     mfu = throughput.read_mfu(self._words.get("mfu"))
-    name = accelerators.find_family(self._words.get("chip"), OFFERED)
+    name = accelerators.find_chip_family(self._words.get("chip"), OFFERED)
     return accelerators.place(job.members, name, chips, mfu=mfu)
 
   def submit(self, jobs: Sequence[Job], locks: Sequence[Sequence[Lock]]) -> list[Ticket]:

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping
 
-from lm.config.schema import Config, Rule, flatten, rules_of
+from lm.config.schema import Config, KeyRule, flatten, rules_of
 
 
 def identity(cfg: Config) -> str:
@@ -25,7 +25,7 @@ def section_identities(cfg: Config, without: Collection[str] = ()) -> dict[str, 
   return {name: _digest(fields, known) for name, fields in sections.items()}
 
 
-def _digest(fields: Mapping[str, object], known: Mapping[str, Rule]) -> str:
+def _digest(fields: Mapping[str, object], known: Mapping[str, KeyRule]) -> str:
   counted = {k: v for k, v in fields.items() if v != known[k].neutral}
   return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -18,7 +18,7 @@ INT32 = 2**31 - 1
 ABSENT = object()  # no neutral value: every run directory holds the key
 
 
-class Rule(typing.NamedTuple):
+class KeyRule(typing.NamedTuple):
   """What `field` says of a key beside its type."""
 
   within: str | None = None
@@ -56,7 +56,7 @@ def field(
     neutral: the value that leaves every run what it was before the key came: run directories and ledgers
       without the key have it.
   """
-  rule = Rule(within, choices, example, traced, varies or traced, off, identity, neutral)
+  rule = KeyRule(within, choices, example, traced, varies or traced, off, identity, neutral)
   return dataclasses.field(metadata={"rule": rule})
 
 
@@ -265,8 +265,8 @@ SECTIONS: dict[str, type] = {
 }
 
 
-def rules(sections: typing.Mapping[str, type]) -> dict[str, Rule]:
-  """{"model.width": its Rule, ...} for every key of these sections and the top level."""
+def rules(sections: typing.Mapping[str, type]) -> dict[str, KeyRule]:
+  """{"model.width": its KeyRule, ...} for every key of these sections and the top level."""
   found = {name: rule for name, rule in _rules(Config).items() if name not in sections}
   for name, section in sections.items():
     found |= {f"{name}.{key}": rule for key, rule in _rules(section).items()}
@@ -278,7 +278,7 @@ def neutral_values(section: type) -> dict[str, object]:
   return {k: rule.neutral for k, rule in _rules(section).items() if rule.neutral is not ABSENT}
 
 
-def rules_of(cfg: Config) -> dict[str, Rule]:
+def rules_of(cfg: Config) -> dict[str, KeyRule]:
   """`rules` of the sections that a config has."""
   return rules({name: type(getattr(cfg, name)) for name in SECTIONS})
 
@@ -295,6 +295,6 @@ def flatten(cfg: Config) -> dict[str, object]:
 
 
 @functools.cache
-def _rules(section: type) -> typing.Mapping[str, Rule]:
-  """{field: its Rule} of one section; ledgers ask for those of every run."""
-  return {f.name: f.metadata.get("rule", Rule()) for f in dataclasses.fields(section)}
+def _rules(section: type) -> typing.Mapping[str, KeyRule]:
+  """{field: its KeyRule} of one section; ledgers ask for those of every run."""
+  return {f.name: f.metadata.get("rule", KeyRule()) for f in dataclasses.fields(section)}

@@ -106,7 +106,7 @@ class Corpus:
       f"separator {special['separator']} (id {special['separator_id']}), start "
       f"{special['start']} (id {special['start_id']}), by {special['origin']}"
     )
-    given = tokenizers.KINDS[self.cfg.tokenizer].read is not None
+    given = tokenizers.TOKENIZERS[self.cfg.tokenizer].read is not None
     lines = [*_dropped("corpus", self.counts), *([chosen] if given else [])]
     return [*lines, overlap.line("val", self.overlap["val"])]
 

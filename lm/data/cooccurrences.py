@@ -29,7 +29,7 @@ ARRAYS = {"left": "<i4", "right": "<i4", "count": "<f4"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Pairs:
+class Cooccurrences:
   """An open corpus and its pairs of words, as maps of files."""
 
   corpus: cache.Corpus
@@ -54,7 +54,7 @@ class Pairs:
     return len(self.trained)
 
 
-def open_pairs(cfg: Config) -> Pairs:
+def open_cooccurrences(cfg: Config) -> Cooccurrences:
   """The pairs of a config's corpus, counted first where that was not done.
 
   Raises:
@@ -90,7 +90,7 @@ def open_pairs(cfg: Config) -> Pairs:
       f"data.val_fraction={cfg.data.val_fraction}: leaves one side without pairs of words; use more text, "
       "or another fraction"
     )
-  return Pairs(
+  return Cooccurrences(
     corpus, **arrays, trained=np.flatnonzero(~out), held_out=np.flatnonzero(out), fingerprint=key
   )
 
@@ -146,7 +146,7 @@ def _added_up(held) -> tuple[np.ndarray, np.ndarray]:
   return found, np.bincount(places, np.concatenate([c for _, c in held]), len(found))
 
 
-class PairBatches:
+class CooccurrenceBatches:
   """Batches of pairs: left and right int32 [B], count float32 [B], weights float32 [B] (0 = padding).
 
   Args:
@@ -159,7 +159,7 @@ class PairBatches:
 
   def __init__(
     self,
-    pairs: Pairs,
+    pairs: Cooccurrences,
     numbers: np.ndarray,
     batch_size: int,
     seed: int | None,
@@ -190,41 +190,41 @@ class PairBatches:
     return {**found, "weights": real.astype(np.float32)}
 
 
-def train_pairs(pairs: Pairs, cfg: Config) -> PairBatches:
+def train_cooccurrences(pairs: Cooccurrences, cfg: Config) -> CooccurrenceBatches:
   rows, seed = cfg.train.batch_size, cfg.data.seed or 0
-  return PairBatches(pairs, pairs.trained, rows, seed, cfg.data.reshuffle)
+  return CooccurrenceBatches(pairs, pairs.trained, rows, seed, cfg.data.reshuffle)
 
 
 @dataclasses.dataclass(frozen=True)
 class PairSet:
   """The held-out pairs."""
 
-  pairs: Pairs
+  pairs: Cooccurrences
 
   @property
   def fingerprint(self) -> str:
     return self.pairs.fingerprint
 
 
-def no_other_set(pairs: Pairs, source: str):
+def no_other_set(pairs: Cooccurrences, source: str):
   raise ConfigError(
     f"data={source}: pairs of words are held out of the training text alone; leave it out"
   )
 
 
-def eval_pairs(
+def eval_cooccurrences(
   chosen: PairSet, cfg: Config, max_pairs: int | None, stride: int | None
-) -> PairBatches:
+) -> CooccurrenceBatches:
   """The first of the held-out pairs in an order of their own, the same for every run."""
   if stride is not None:
     raise ConfigError(f"stride={stride}: pairs are not predicted one after the other; leave it out")
   numbers = chosen.pairs.held_out
   shuffled = order.permute(np.arange(len(numbers)), len(numbers), order.fold(0))
   first = numbers[shuffled[: max_pairs or len(numbers)]]
-  return PairBatches(chosen.pairs, first, cfg.eval.batch_size or cfg.train.batch_size, None)
+  return CooccurrenceBatches(chosen.pairs, first, cfg.eval.batch_size or cfg.train.batch_size, None)
 
 
-def check_pairs(cfg: Config) -> None:
+def check_cooccurrences(cfg: Config) -> None:
   """ConfigError for sets beside the held-out pairs, and for settings of rows, which pairs do not have."""
   if cfg.data.weights:
     raise ConfigError(

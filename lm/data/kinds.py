@@ -293,16 +293,16 @@ def cooccurrence_arrays(cfg: Config, training: bool) -> dict[str, Array]:
 
 COOCCURRENCES = Kind(
   unit="pairs",
-  open=cooccurrences.open_pairs,
+  open=cooccurrences.open_cooccurrences,
   vocab_size=lambda cfg: known_vocab_size(cfg.data),
   describe=lambda pairs: cache.describe(pairs.corpus),
   arrays=cooccurrence_arrays,
-  train=cooccurrences.train_pairs,
+  train=cooccurrences.train_cooccurrences,
   held_out=cooccurrences.PairSet,
   extra_set=cooccurrences.no_other_set,
-  evaluate=cooccurrences.eval_pairs,
+  evaluate=cooccurrences.eval_cooccurrences,
   units_per_row=lambda cfg: 1,
-  check=cooccurrences.check_pairs,
+  check=cooccurrences.check_cooccurrences,
 )
 
 

@@ -36,7 +36,7 @@ LISTED = 8  # labels named in a message
 Batch = dict[str, np.ndarray]
 
 
-class Store(NamedTuple):
+class LabelledStore(NamedTuple):
   """Records of one side. `k` texts a record, so that text j of record i is number k i + j."""
 
   name: str
@@ -73,8 +73,8 @@ class Labelled:
   cfg: DataConfig
   folder: pathlib.Path
   tokenizer: Tokenizer
-  train: Store
-  val: Store
+  train: LabelledStore
+  val: LabelledStore
   labels: tuple[str, ...] | None  # names of the classes; None where labels are numbers
   counts: dict[str, int]
   sets: dict[str, str]  # fingerprint of each further set that was opened
@@ -95,7 +95,7 @@ class Labelled:
       [tokenizers.fingerprint(self.tokenizer), self.train.fingerprint, self.val.fingerprint]
     )
 
-  def extra(self, entry: str) -> Store:
+  def extra(self, entry: str) -> LabelledStore:
     """A further evaluation set, "name=source" or "source", read like the training texts."""
     name, spec, key_name = sources.split_entry(entry)
     content = sources.identity(spec, self.cfg, "val", key_name)
@@ -172,7 +172,7 @@ def untrained(cfg: Config, tokenizer: Tokenizer, labels: Sequence[str] | None) -
   """`Labelled` without texts, whose `extra` reads sets for a model that came with tokenizer and labels."""
   folder = pathlib.Path(hash_of([tokenizers.fingerprint(tokenizer), labels and list(labels)]))
   empty = np.zeros(0, np.int64)
-  none = Store("none", 1, empty, empty, empty, empty, empty, "")
+  none = LabelledStore("none", 1, empty, empty, empty, empty, empty, "")
   found = None if labels is None else tuple(labels)
   return Labelled(cfg.data, folder, tokenizer, none, none, found, {}, {}, False)
 
@@ -259,7 +259,7 @@ def _grade(row: _Row, name: str, key: str) -> float:
   return value
 
 
-def _open(folder: pathlib.Path, name: str) -> Store:
+def _open(folder: pathlib.Path, name: str) -> LabelledStore:
   meta = json.loads((folder / "store.json").read_text(encoding="utf-8"))
   types = {
     "tokens": "<u4",
@@ -270,7 +270,7 @@ def _open(folder: pathlib.Path, name: str) -> Store:
   }
   read = lambda what, kind: np.fromfile(folder / f"{what}.bin", kind)
   arrays = {what: read(what, kind) for what, kind in types.items()}
-  return Store(name=name, k=meta["k"], fingerprint=meta["fingerprint"], **arrays)
+  return LabelledStore(name=name, k=meta["k"], fingerprint=meta["fingerprint"], **arrays)
 
 
 # --- batches ---
@@ -359,7 +359,7 @@ class LabelledBatches:
 class LabelledSet(NamedTuple):
   """A store to be evaluated on, and what reads it."""
 
-  store: Store
+  store: LabelledStore
   tokenizer: Tokenizer
 
   @property
@@ -401,7 +401,7 @@ class LabelledEval:
     return self.rows.batch(texts, self.store.labels[index], present)
 
 
-def check_lengths(store: Store, cfg: Config) -> None:
+def check_lengths(store: LabelledStore, cfg: Config) -> None:
   """ConfigError for a row that is longer than the model, unless texts may be cut."""
   lengths = store.lengths()
   longest = int(lengths.argmax())

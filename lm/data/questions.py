@@ -17,7 +17,7 @@ import numpy as np
 from lm.config.errors import ConfigError, number_of
 from lm.config.schema import Config
 from lm.data import records
-from lm.data.records import Form, Records, Store
+from lm.data.records import Form, Records, RecordStore
 from lm.data.sources import facts, parse_spec
 from lm.data.sources.paths import find_files
 from lm.data.sources.readers.compression import detect, open_file
@@ -201,7 +201,7 @@ class Windows(NamedTuple):
     return len(self.question)
 
 
-def cut_windows(store: Store, cfg: Config) -> Windows:
+def cut_windows(store: RecordStore, cfg: Config) -> Windows:
   """The windows of every question: whole contexts where they fit."""
   asked = np.minimum(np.diff(store["question_offsets"]), cfg.objective.question_tokens)
   sizes = np.diff(store["offsets"])[store["context"]]
@@ -269,7 +269,7 @@ def has_types(cfg: Config) -> bool:
 class Rows:
   """Windows of a store as arrays."""
 
-  def __init__(self, store: Store, tokenizer: Tokenizer, cfg: Config):
+  def __init__(self, store: RecordStore, tokenizer: Tokenizer, cfg: Config):
     self.store, self.tokenizer, self.cfg = store, tokenizer, cfg
     self.windows = cut_windows(store, cfg)
 
@@ -322,7 +322,7 @@ class QuestionBatches:
 class QuestionSet(NamedTuple):
   """A store to be evaluated on, and what reads it."""
 
-  store: Store
+  store: RecordStore
   tokenizer: Tokenizer
 
   @property
@@ -385,7 +385,7 @@ class QuestionEval:
     return batch | {"may": may_BL, "question": question_B, "offset": offset_B} | ends
 
 
-def check_lengths(store: Store, cfg: Config) -> None:
+def check_lengths(store: RecordStore, cfg: Config) -> None:
   """ConfigError for a question that is longer than objective.question_tokens, unless texts may be cut."""
   most, sizes = cfg.objective.question_tokens, np.diff(store["question_offsets"])
   longest = int(sizes.argmax())

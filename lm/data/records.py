@@ -30,7 +30,7 @@ TEXT_ALONE = ("augment_share", "token_dropout", "pair_field")  # keys of labelle
 
 
 @dataclasses.dataclass(frozen=True)
-class Store:
+class RecordStore:
   """Records of one side; store["name"] is an array."""
 
   name: str
@@ -63,7 +63,7 @@ class Form(NamedTuple):
   texts: Callable[[Sequence[Any]], Iterable[str]]
   learn: Callable[[Sequence[Any], Config], dict[str, Any]]
   arrays: Callable[[Sequence[Any], Tokenizer, dict, Config, str], dict[str, np.ndarray]]
-  sizes: Callable[[Store, Config], tuple[int, int, int]]
+  sizes: Callable[[RecordStore, Config], tuple[int, int, int]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,8 +74,8 @@ class Records:
   cfg: Config
   folder: pathlib.Path
   tokenizer: Tokenizer
-  train: Store
-  val: Store
+  train: RecordStore
+  val: RecordStore
   learned: dict[str, Any]
   sets: dict[str, str]  # fingerprint of each further set that was opened
   quiet: bool
@@ -95,7 +95,7 @@ class Records:
       [tokenizers.fingerprint(self.tokenizer), self.train.fingerprint, self.val.fingerprint]
     )
 
-  def extra(self, entry: str) -> Store:
+  def extra(self, entry: str) -> RecordStore:
     """A further evaluation set, "name=source" or "source", read like the training records."""
     name, spec, key_name = sources.split_entry(entry)
     form, data = self.form, self.cfg.data
@@ -149,7 +149,7 @@ def open_records(cfg: Config, form: Form, quiet: bool = False) -> Records:
 def untrained(form: Form, cfg: Config, tokenizer: Tokenizer, labels: Sequence[str]) -> Records:
   """`Records` without any, whose `extra` reads sets for a model that came with its tokenizer and labels."""
   folder = pathlib.Path(hash_of([tokenizers.fingerprint(tokenizer), list(labels)]))
-  none = Store("none", {}, "")
+  none = RecordStore("none", {}, "")
   return Records(form, cfg, folder, tokenizer, none, none, {"labels": list(labels)}, {}, False)
 
 
@@ -189,9 +189,9 @@ def _write(folder: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
   (folder / "store.json").write_text(json.dumps(saved), encoding="utf-8")
 
 
-def _open(folder: pathlib.Path, name: str) -> Store:
+def _open(folder: pathlib.Path, name: str) -> RecordStore:
   saved = json.loads((folder / "store.json").read_text(encoding="utf-8"))
-  return Store(
+  return RecordStore(
     name, {each: np.load(folder / f"{each}.npy") for each in saved["names"]}, saved["fingerprint"]
   )
 

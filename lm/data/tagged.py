@@ -18,7 +18,7 @@ from lm.config.errors import ConfigError, number_of, whole_number
 from lm.config.schema import Config
 from lm.data import records
 from lm.data.labelled import LISTED, sorted_labels
-from lm.data.records import Form, Records, Store
+from lm.data.records import Form, Records, RecordStore
 from lm.data.sources import facts, parse_spec
 from lm.data.sources.paths import find_files
 from lm.data.sources.readers import read_file
@@ -225,7 +225,7 @@ class _Pieces:
     return [self.unknown], 0
 
 
-def lengths(store: Store) -> np.ndarray:
+def lengths(store: RecordStore) -> np.ndarray:
   """int64 [n]: tokens of each sentence's row, special ones included."""
   return np.diff(store["offsets"]) + 2
 
@@ -275,7 +275,7 @@ def most_words(cfg: Config) -> int:
 class _Rows:
   """Sentences of a store as arrays."""
 
-  def __init__(self, store: Store, tokenizer: Tokenizer, cfg: Config):
+  def __init__(self, store: RecordStore, tokenizer: Tokenizer, cfg: Config):
     self.store, self.tokenizer, self.cfg = store, tokenizer, cfg
 
   def kept(self, i: int) -> int:
@@ -328,7 +328,7 @@ class TaggedBatches:
 class TaggedSet(NamedTuple):
   """A store to be evaluated on, and what reads it."""
 
-  store: Store
+  store: RecordStore
   tokenizer: Tokenizer
 
   @property
@@ -369,7 +369,7 @@ class TaggedEval:
     return self.rows.batch([i if i < self.n else -1 for i in index.tolist()])
 
 
-def check_lengths(store: Store, cfg: Config) -> None:
+def check_lengths(store: RecordStore, cfg: Config) -> None:
   """ConfigError for a sentence that is longer than the model, unless texts may be cut."""
   sizes = lengths(store)
   n, longest = int((sizes > cfg.model.seq_len).sum()), int(sizes.argmax())

@@ -9,7 +9,7 @@ from lm.config.errors import ConfigError
 from lm.data import tokenizers
 
 # data.tokenizer -> the files that make one, the kind that says most first
-KINDS = {
+FILES_OF = {
   "huggingface": ("tokenizer.json",),
   "gpt2": ("vocab.json", "merges.txt"),
   "sentencepiece": ("tokenizer.model",),
@@ -18,13 +18,14 @@ KINDS = {
 # What says which of its tokens are special, and how chats are written.
 BESIDE = (*tokenizers.SIDE_FILES, "added_tokens.json", "chat_template.jinja")
 TOKENIZER_FILES = (
-  *(name for names in KINDS.values() for name in names), *(name for name in BESIDE if name != "config.json"),
-)  # fmt: skip
+  *(name for names in FILES_OF.values() for name in names),
+  *(name for name in BESIDE if name != "config.json"),
+)
 
 
 def find_kind(folder: pathlib.Path) -> tuple[str, tuple[str, ...]]:
   """(data.tokenizer, its files) of what a folder holds."""
-  for kind, names in KINDS.items():
+  for kind, names in FILES_OF.items():
     if all((folder / name).is_file() for name in names):
       return kind, names
   raise ConfigError(
@@ -51,7 +52,7 @@ def write_tokenizer(
     inside: the run's tokenizer folder; files that an import left there are copied.
     seq_len: tokens the model takes.
   """
-  names = [name for files in KINDS.values() for name in files]
+  names = [name for files in FILES_OF.values() for name in files]
   copied = [name for name in names if (inside / name).is_file()]
   for name in (*copied, *BESIDE):
     if (inside / name).is_file() and name != "config.json":

@@ -14,7 +14,7 @@ import flax.linen as nn
 
 from lm.config.schema import Config, ModelConfig
 
-KINDS = ("embed", "hidden", "readout", "vector")
+WEIGHT_KINDS = ("embed", "hidden", "readout", "vector")
 
 
 class Input(NamedTuple):
@@ -31,7 +31,7 @@ class Weight(NamedTuple):
   """One weight, as a row of the list that all counts follow from."""
 
   name: str  # path in the parameters; of stacked layers, the one with all of them
-  kind: str  # one of KINDS: how its size, rate and decay scale
+  kind: str  # one of WEIGHT_KINDS: how its size, rate and decay scale
   shape: tuple[int, ...]  # of one layer: [in, out], [entries, width] or [size]
   copies: int = 1  # layers that have one, times experts
   used: int = 1  # copies that one token meets

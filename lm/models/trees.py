@@ -43,7 +43,7 @@ def boxed_axes(boxed: Tree) -> Tree:
 
 
 def param_kinds(tree: Tree, weights: Sequence[Weight], is_leaf: Callable | None = None) -> Tree:
-  """The tree with the kind of each parameter (lm.models.family.KINDS) in its place.
+  """The tree with the kind of each parameter (lm.models.family.WEIGHT_KINDS) in its place.
 
   Raises:
     ValueError: a parameter that the list of weights does not hold.

@@ -21,7 +21,7 @@ import numpy as np
 from lm.config.errors import ConfigError, number_of
 from lm.data import questions
 from lm.data.questions import MAY_BEGIN, MAY_END, Question, QuestionEval, QuestionSet
-from lm.data.records import Store
+from lm.data.records import RecordStore
 from lm.objectives.extractive_span import make_logits
 from lm.objectives.registry import objective_of
 from lm.runs.load import LoadedRun, load
@@ -126,7 +126,7 @@ def evaluate(
 def answer(run: LoadedRun, asked: Sequence[Question], where: str) -> tuple[list[list[Answer]], int]:
   """(the best answers of each question, the best first, at least one; tokens of all rows)."""
   arrays = questions.arrays(asked, run.tokenizer, {}, run.cfg, where)
-  each = QuestionSet(Store(where, arrays, ""), run.tokenizer)
+  each = QuestionSet(RecordStore(where, arrays, ""), run.tokenizer)
   batches = QuestionEval(each, run.cfg, None, None)
   logits = make_logits(run.model, run.cfg)
   read = jax.jit(lambda params, batch: logits(params, batch, None))

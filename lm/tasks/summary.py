@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from lm.tasks.texts import Example, first_sentence
 
-KINDS = ("rouge1", "rouge2", "rougeL")
+ROUGES = ("rouge1", "rouge2", "rougeL")
 
 
 def score(answers: Sequence[str], examples: Sequence[Example]) -> dict[str, float]:
@@ -21,10 +21,10 @@ def rouge(answers: Sequence[str], examples: Sequence[Example]) -> dict[str, floa
   """Means over the examples, 0 to 100."""
   from rouge_score import rouge_scorer
 
-  scorer = rouge_scorer.RougeScorer(list(KINDS), use_stemmer=True)
-  totals = dict.fromkeys(KINDS, 0.0)
+  scorer = rouge_scorer.RougeScorer(list(ROUGES), use_stemmer=True)
+  totals = dict.fromkeys(ROUGES, 0.0)
   for answer, example in zip(answers, examples, strict=True):
     each = [scorer.score(reference, answer) for reference in example.references]
-    for kind in KINDS:
+    for kind in ROUGES:
       totals[kind] += max(found[kind].fmeasure for found in each)
   return {kind: 100 * total / len(answers) for kind, total in totals.items()}

@@ -1,4 +1,4 @@
-"""Text to token ids and back; one small class for each kind of tokenizer, and a row of KINDS.
+"""Text to token ids and back; one small class for each kind of tokenizer, and a row of TOKENIZERS.
 
 Every tokenizer has
   encode(text) -> list[int], encode_batch(texts) -> list of int arrays, decode(ids) -> text
@@ -30,8 +30,8 @@ from lm.data.tokenizers.wordpiece import WordPieceTokenizer
 __all__ = [
   "CLASSES",
   "EOT",
-  "KINDS",
   "SIDE_FILES",
+  "TOKENIZERS",
   "TRAINED",
   "VOCABULARY",
   "BpeTokenizer",
@@ -68,7 +68,7 @@ Tokenizer = (
 )
 
 
-class Kind(NamedTuple):
+class TokenizerKind(NamedTuple):
   """A kind of tokenizer: its class, and who trains it on texts or reads it from files."""
 
   cls: type
@@ -76,22 +76,22 @@ class Kind(NamedTuple):
   read: Callable | None = None  # (cfg, files) -> tokenizer
 
 
-KINDS = {
-  "byte": Kind(ByteTokenizer),
-  "char": Kind(CharTokenizer, train=own.train_characters),
-  "word": Kind(WordTokenizer, train=own.train_words),
-  "bpe": Kind(BpeTokenizer, train=library.train_bpe),
-  "gpt2": Kind(BpeTokenizer, read=library.read_gpt2),
-  "wordpiece": Kind(
+TOKENIZERS = {
+  "byte": TokenizerKind(ByteTokenizer),
+  "char": TokenizerKind(CharTokenizer, train=own.train_characters),
+  "word": TokenizerKind(WordTokenizer, train=own.train_words),
+  "bpe": TokenizerKind(BpeTokenizer, train=library.train_bpe),
+  "gpt2": TokenizerKind(BpeTokenizer, read=library.read_gpt2),
+  "wordpiece": TokenizerKind(
     WordPieceTokenizer, train=wordpiece.train_wordpiece, read=wordpiece.read_wordpiece
   ),
-  "huggingface": Kind(HuggingfaceTokenizer, read=library.read_json),
-  "sentencepiece": Kind(SentencePieceTokenizer, read=sentencepiece_model.read_model),
+  "huggingface": TokenizerKind(HuggingfaceTokenizer, read=library.read_json),
+  "sentencepiece": TokenizerKind(SentencePieceTokenizer, read=sentencepiece_model.read_model),
 }
-CLASSES = {name: kind.cls for name, kind in KINDS.items()}
+CLASSES = {name: kind.cls for name, kind in TOKENIZERS.items()}
 SIZED = ("bpe", "wordpiece")  # trained to data.vocab_size entries
 UNKNOWN = ("[UNK]", "<unk>")  # names of the token for what a tokenizer cannot write
-TRAINED = tuple(name for name, kind in KINDS.items() if kind.train)
+TRAINED = tuple(name for name, kind in TOKENIZERS.items() if kind.train)
 
 
 def unknown_id(tokenizer: Tokenizer) -> int | None:
@@ -113,17 +113,19 @@ def is_trained(cfg: DataConfig) -> bool:
 
 def check(cfg: DataConfig) -> None:
   """ConfigError for what can be said of the tokenizer without reading it."""
-  if cfg.tokenizer not in KINDS:
-    raise ConfigError(f"data.tokenizer={cfg.tokenizer}: must be one of {', '.join(KINDS)}; use bpe")
-  if KINDS[cfg.tokenizer].read is None:
+  if cfg.tokenizer not in TOKENIZERS:
+    raise ConfigError(
+      f"data.tokenizer={cfg.tokenizer}: must be one of {', '.join(TOKENIZERS)}; use bpe"
+    )
+  if TOKENIZERS[cfg.tokenizer].read is None:
     for key in ("separator", "start"):
       if getattr(cfg, key) is not None:
-        takes = ", ".join(name for name, kind in KINDS.items() if kind.read)
+        takes = ", ".join(name for name, kind in TOKENIZERS.items() if kind.read)
         raise ConfigError(
           f"data.{key}={getattr(cfg, key)}: data.tokenizer={cfg.tokenizer} has its own; set it with "
           f"one of {takes}, or use None"
         )
-  elif cfg.tokenizer_path is None and KINDS[cfg.tokenizer].train is None:
+  elif cfg.tokenizer_path is None and TOKENIZERS[cfg.tokenizer].train is None:
     raise ConfigError(
       f"data.tokenizer_path=None: data.tokenizer={cfg.tokenizer} needs {WANTED[cfg.tokenizer].what}; "
       "set --config.data.tokenizer_path"
@@ -147,7 +149,7 @@ def make_tokenizer(cfg: DataConfig, texts: Iterable[str] = (), n_bytes: int = 0)
   if cfg.tokenizer == "byte":
     return ByteTokenizer()
   if is_trained(cfg):
-    return KINDS[cfg.tokenizer].train(cfg, texts, n_bytes)
+    return TOKENIZERS[cfg.tokenizer].train(cfg, texts, n_bytes)
   return read_tokenizer(cfg)
 
 
@@ -164,9 +166,9 @@ def read_tokenizer(cfg: DataConfig) -> Tokenizer:
   files = find_files(cfg.tokenizer, cfg.tokenizer_path)
   where = f"data.tokenizer_path={cfg.tokenizer_path}"
   try:
-    if KINDS[cfg.tokenizer].read is None:
+    if TOKENIZERS[cfg.tokenizer].read is None:
       return _load(files[0], cfg.tokenizer)
-    return KINDS[cfg.tokenizer].read(cfg, files)
+    return TOKENIZERS[cfg.tokenizer].read(cfg, files)
   except ConfigError:
     raise
   except OSError as error:
@@ -208,12 +210,12 @@ def load_tokenizer(folder: pathlib.Path) -> Tokenizer:
 
 def _load(file: pathlib.Path, kind: str | None) -> Tokenizer:
   state = json.loads(file.read_text(encoding="utf-8"))
-  if not isinstance(state, dict) or state.get("kind") not in KINDS:
+  if not isinstance(state, dict) or state.get("kind") not in TOKENIZERS:
     raise ValueError("has no kind; it is not what this code saves")
   found = state.pop("kind")
   if kind is not None and found != kind:
     raise ConfigError(f"data.tokenizer={kind}: {file} holds a {found} tokenizer; use {found}")
-  return KINDS[found].cls(**state)
+  return TOKENIZERS[found].cls(**state)
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:

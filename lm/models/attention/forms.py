@@ -15,7 +15,7 @@ from lm.devices.sharding import ACTIVATION_RULES, activation_spec, current_mesh,
 from lm.models.attention.blockwise import KEEP, chunked, ring
 from lm.models.attention.scores import (
   AttentionConfig,
-  Rule,
+  ScoreRule,
   Terms,
   alibi_slopes,
   allowed,
@@ -80,7 +80,7 @@ def attend(
   slopes_H = alibi_slopes(H) if cfg.positions == "alibi" else None
   terms = Terms(segments_BL, key_segments_BM, key_mask_BM, slopes_H, bias_BHLM)
   _check_shapes(q_BLHK, k_BMGK, terms)
-  rule = Rule(
+  rule = ScoreRule(
     causal=causal,
     window=cfg.window,
     softcap=cfg.attention_softcap,
@@ -138,7 +138,7 @@ def attend_cached(
   _check_shapes(q_BLHK, k_BMGK, terms)
   blind = key_mask_BM is not None or segments_BL is not None or cfg.window is not None
   scale = score_scale(cfg) if scale is None else scale
-  rule = Rule(causal, cfg.window, cfg.attention_softcap, scale, offset=0, blind=blind)
+  rule = ScoreRule(causal, cfg.window, cfg.attention_softcap, scale, offset=0, blind=blind)
   key_index_M = jnp.arange(k_BMGK.shape[1], dtype=jnp.int32)
   distance_BLM = index_BL[:, :, None] - key_index_M[None, None, :]
   seen = (distance_BLM, allowed(*terms[:3]), bias_BHLM)

@@ -30,7 +30,7 @@ class AttentionConfig(Protocol):
   dtype: str
 
 
-class Rule(NamedTuple):
+class ScoreRule(NamedTuple):
   """What a query sees and how scores are shaped: fixed when a program is traced."""
 
   causal: bool
