@@ -71,6 +71,7 @@ class Architecture(NamedTuple):
   init: str = "fan_in"  # model.init of an import
   bias: bool = False  # what a key of `biases` that is left out means
   span: int | None = None  # what a sliding_window that is left out means
+  unread: tuple[str, ...] = ()  # keys of its files that transformers' code for it does not look at
 
 
 def _llama_keys(
@@ -136,7 +137,7 @@ LLAMA = Architecture(
   label="Llama",
   model_class="LlamaForCausalLM",
   keys=_llama_keys(),
-  must={},
+  must={"rope_interleaved": Must((False,), "rotated pairs are halves of a head")},
   fixed={},
   biases={"qkv": "attention_bias", "out": "attention_bias", "mlp": "mlp_bias"},
   rope="plain",
@@ -146,6 +147,7 @@ LLAMA = Architecture(
   block=LLAMA_BLOCK,
   rest=LLAMA_REST,
   fused={},
+  unread=("is_llama_config",),
 )
 GEMMA = {
   "norm_position": "sandwich",
@@ -195,6 +197,7 @@ ARCHITECTURES = {
     label="Qwen2",
     model_class="Qwen2ForCausalLM",
     keys=_llama_keys(kv_heads=32),
+    must={"use_mrope": Must((False,), "a position is one number")},
     biases={"qkv": True},
     window="qwen",
     span=4096,
@@ -248,6 +251,10 @@ ARCHITECTURES = {
     bias=True,
     window="all",
     block=ATTENTION | LLAMA_NORMS | {"mlp/up": "mlp.c_fc", "mlp/down": "mlp.c_proj"},
+    unread=(
+      "activation_function", "attention_softmax_in_fp32", "layer_norm_epsilon", "norm_type",
+      "scale_attention_softmax_in_fp32", "scale_attn_weights",
+    ),
   ),
   "gpt_neox": Architecture(
     label="GPT-NeoX",
@@ -292,7 +299,10 @@ ARCHITECTURES = {
     model_class="GPTJForCausalLM",
     keys=_gpt_keys("activation_function", tied=False)
     | {"rotary_dim": Key("rope_dim", "count", 64)},
-    must={},
+    must={
+      "rotary": Must((True,), "positions are rotary"),
+      "scale_attn_weights": Must((True,), "scores are scaled by 1/sqrt(K)"),
+    },
     fixed=LAYERNORM | {"residual": "shared"},
     biases={"mlp": True, "norm": True, "head": True},
     rope="none",
@@ -358,11 +368,13 @@ ARCHITECTURES = {
     },
     rest=GPT_REST | {"final_norm": "transformer.norm_f"},
     fused={"attn.Wqkv": QKV},
+    unread=("init_config", "tokenizer_name"),
   ),
   "phi3": LLAMA._replace(
     label="Phi-3",
     model_class="Phi3ForCausalLM",
     keys=_llama_keys(eps=1e-5),
+    must={"attention_bias": Must((False,), "attention has no biases")},
     biases={},
     rope="partial",
     window="all",
@@ -436,5 +448,6 @@ IGNORED = frozenset([
   "num_beam_groups", "num_beams", "num_return_sequences", "output_scores",
   "remove_invalid_values", "repetition_penalty", "return_dict_in_generate", "suppress_tokens",
   "temperature", "top_k", "top_p", "typical_p", "cross_attention_hidden_size",
-  "tie_encoder_decoder",
+  "tie_encoder_decoder", "_attn_implementation", "_attn_implementation_autoset", "_commit_hash",
+  "attn_implementation", "transformers.js_config", "unsloth_fixed", "unsloth_version",
 ])  # fmt: skip

@@ -53,7 +53,15 @@ NAMES = {
 }
 LEAVES = {"embedding": "weight", "kernel": "weight", "scale": "weight", "bias": "bias"}
 OLD = {"gamma": "weight", "beta": "bias"}  # of LayerNorm, in files of the first release
-TIED = ("cls.predictions.decoder.weight", "cls.predictions.decoder.bias")  # said twice
+TIED = {  # said twice
+  "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+  "cls.predictions.decoder.bias": "cls.predictions.bias",
+}
+UNREAD = (  # keys of config.json that change nothing of what is computed
+  "attention_probs_dropout_prob", "hidden_dropout_prob", "directionality", "pooler_fc_size",
+  "pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head", "pooler_type",
+  "tie_word_embeddings", "is_encoder_decoder", "num_labels", "_num_labels", "output_past",
+)  # fmt: skip
 BUFFER = "bert.embeddings.position_ids"
 CLASSES = (  # what a folder with these parts is called; the first that it has all of
   (("masked_head", "next_head"), "BertForPreTraining"),
@@ -78,8 +86,12 @@ def from_bert(state: Mapping[str, np.ndarray], hf_config: Mapping[str, Any]) -> 
   fields = bert_fields(hf_config)
   depth = fields["depth"]
   left, params = _plain_names(state), {}
-  for key in TIED:
-    left.pop(key, None)
+  for key, theirs in TIED.items():
+    again, first = left.pop(key, None), left.get(theirs)
+    if again is not None and first is not None and not np.array_equal(again, first):
+      raise ConfigError(
+        f"{key}: is another array than {theirs}, and a bert here has one for both; choose another model"
+      )
   tags = _tags(hf_config)
   for name, theirs in NAMES.items():
     if name == ("classifier" if tags else "tagger"):
@@ -230,10 +242,10 @@ def bert_fields(hf_config: Mapping[str, Any]) -> dict[str, Any]:
     "add_cross_attention": False,
   }
   for key, only in refused.items():
-    if hf_config.get(key, only) != only:
+    if reader.left.pop(key, only) not in (only, None):
       raise ConfigError(f"{key}={hf_config[key]}: only {only} is read; choose another model")
   width = count("hidden_size")
-  return {
+  fields = {
     "family": "bert",
     "seq_len": count("max_position_embeddings"),
     "width": width,
@@ -247,6 +259,8 @@ def bert_fields(hf_config: Mapping[str, Any]) -> dict[str, Any]:
     "base_width": width,
     "parameterization": "standard",
   }
+  reader.done("bert", UNREAD)
+  return fields
 
 
 def to_bert(
@@ -281,8 +295,7 @@ def to_bert(
     else:
       state[theirs] = array
   if "masked_head" in stacked:
-    state[TIED[0]] = state["bert.embeddings.word_embeddings.weight"].copy()
-    state[TIED[1]] = state["cls.predictions.bias"].copy()
+    state |= {again: state[first].copy() for again, first in TIED.items()}
   what = next(called for parts, called in CLASSES if all(part in stacked for part in parts))
   if what == "BertModel":
     state = {name.removeprefix("bert."): array for name, array in state.items()}

@@ -94,7 +94,7 @@ def fields_of(hf_config: Mapping[str, Any]) -> dict[str, Any]:
     fields |= WINDOWS[arch.window][0](reader, arch, fields)
   if fields["rope_dim"] == fields["head_dim"]:
     fields["rope_dim"] = None
-  reader.done(kind)
+  reader.done(kind, arch.unread)
   check_fields(model_config(fields))
   return fields
 

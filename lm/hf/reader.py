@@ -36,6 +36,10 @@ class Reader:
       row = row._replace(default=SAME)
     if null and row.off:
       row = row._replace(default=None)
+    if null and row.kind in ("flag", "parallel"):
+      row = row._replace(default=False)
+    if null and row.kind in ("count", "number") and isinstance(row.default, int | float):
+      raise ConfigError(f"{key}=null: must be a number; say which in config.json")
     if row.kind in ACTS:
       value = self.take(key, "name", row.default)
       table = ACTS[row.kind]
@@ -54,10 +58,10 @@ class Reader:
     if not any(value == v and isinstance(value, bool) == isinstance(v, bool) for v in must.values):
       raise ConfigError(f"{key}={value}: must be {must.values[0]} ({must.why}); {REMEDY}")
 
-  def done(self, kind):
-    """Refuses what is left over."""
+  def done(self, kind, unread=()):
+    """Refuses what is left over, but for what changes nothing in any model or, `unread`, in this one."""
     for key, value in self.left.items():
-      if value is not None and not {key, key.removeprefix("attn_config.")} & IGNORED:
+      if value is not None and not {key, key.removeprefix("attn_config.")} & {*IGNORED, *unread}:
         raise ConfigError(
           f"{key}={short(value)}: is no key of {kind} that is known here; take it out of "
           "config.json if it changes nothing"

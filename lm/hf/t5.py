@@ -46,7 +46,7 @@ IGNORED = re.compile(
   r"_name_or_path|architectures|classifier_dropout|dense_act_fn|dropout_rate|dtype|.*_token_id|"
   r"gradient_checkpointing|id2label|initializer_(factor|range)|is_gated_act|label2id|n_positions|output_past|"
   r"problem_type|task_specific_params|tokenizer_class|torch_dtype|transformers_version|use_cache|"
-  r"chunk_size_feed_forward|num_labels|output_(attentions|hidden_states)|return_dict"
+  r"_attn_implementation(_autoset)?|transformers\.js_config|chunk_size_feed_forward|num_labels|output_(attentions|hidden_states)|return_dict"
 )
 PARTS = {"q": "q", "k": "k", "v": "v", "out": "o"}
 LAYERS = {"encoder": {"attn": 0, "mlp": 1}, "decoder": {"attn": 0, "cross": 1, "mlp": 2}}
@@ -120,7 +120,12 @@ def t5_from_hf(
   state = dict(state)
   table = state.get("shared.weight")
   for stack in LAYERS:
-    state.pop(f"{stack}.embed_tokens.weight", None)
+    again = state.pop(f"{stack}.embed_tokens.weight", None)
+    if again is not None and table is not None and not np.array_equal(again, table):
+      raise ConfigError(
+        f"{stack}.embed_tokens.weight: differs from shared.weight, and a t5 here has one table for both; "
+        "choose another model"
+      )
   if cfg.tied_embeddings:
     head = state.pop("lm_head.weight", None)
     if head is not None and table is not None and not np.array_equal(head, table):
