@@ -8,7 +8,7 @@ import pathlib
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 
-from lm.config.errors import ConfigError, first_line
+from lm.config.errors import ConfigError, first_line, no_room
 
 LAST = "config.json"  # the file that says that a folder holds a run or a model
 
@@ -94,9 +94,11 @@ def beside(path: pathlib.Path) -> Iterator[pathlib.Path]:
   try:
     yield partial
     os.replace(partial, path)
-  except BaseException:
+  except BaseException as error:
     with contextlib.suppress(OSError):
       partial.unlink(missing_ok=True)
+    if isinstance(error, OSError):
+      error.filename = str(path)  # not that of a file which nobody asked for
     raise
 
 
@@ -135,8 +137,12 @@ def whole_folder(
       if (folder / path.name).is_dir():
         shutil.rmtree(folder / path.name)
       os.replace(path, folder / path.name)
-  except BaseException:
+  except BaseException as error:
     shutil.rmtree(made if was_there else folder, ignore_errors=True)
+    if why := no_room(error):
+      raise ConfigError(
+        f"{option}={folder}: cannot be written ({why}); free some space, or choose another --{option}"
+      ) from None
     raise
   made.rmdir()
 

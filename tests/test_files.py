@@ -9,6 +9,7 @@ import pytest
 
 from lm.config.errors import ConfigError
 from lm.files import beside, whole_folder, write_text
+from tests import trained
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -53,3 +54,55 @@ def test_a_killed_writer_leaves_no_folder_that_looks_whole(tmp_path):
     ConfigError, match=r"to=.*/config\.json: cannot be written \(.*\); choose another"
   ):
     whole_folder(folder / "config.json", "to").__enter__()
+
+
+def full(*words):
+  """What a command says on a disk without room for it: files may not grow beyond a few kB."""
+  code = (
+    "import resource, signal, sys\n"
+    "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+    "from lm.config.command_line import run_main\n"
+    "import lm.hf.__main__, lm.compact.__main__, experiments.__main__\n"
+    "programs = {'hf': lm.hf.__main__, 'compact': lm.compact.__main__, 'experiments': experiments.__main__}\n"
+    "main = programs[sys.argv[1]].main\n"
+    "resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))\n"
+    "run_main(lambda argv: main(argv[1:]))\n"
+  )
+  return subprocess.run(
+    [sys.executable, "-c", code, *map(str, words)],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
+  trained.run(tmp_path / "run", checkpoint__every_steps=2)
+  ledger = ROOT / "experiments/results/lr_sweep/ledger.jsonl"
+  for words, there in (
+    (("hf", "export", "--workdir", tmp_path / "run", "--to", tmp_path / "hf"), "to={}"),
+    (
+      (
+        "compact",
+        "--workdir",
+        tmp_path / "run",
+        "--to",
+        tmp_path / "c",
+        "--bits",
+        8,
+        "--tokens",
+        0,
+      ),
+      "to={}",
+    ),
+    (
+      ("experiments", "status", "lr_sweep", "--ledger", ledger, "--export", tmp_path / "l.jsonl"),
+      "{}",
+    ),
+  ):
+    made = full(*words)
+    out = words[words.index("--export" if "--export" in words else "--to") + 1]
+    assert made.returncode == 2 and made.stderr.count("\n") == 1, made.stderr
+    assert made.stderr.startswith(there.format(out)) and "File too large" in made.stderr
+    assert "free some space" in made.stderr and sorted(os.listdir(tmp_path)) == ["run"]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from lm.config import interrupts
-from lm.config.errors import ConfigError, suggest
+from lm.config.errors import ConfigError, no_room, suggest
 from lm.config.schema import Config, flatten
 
 
@@ -125,12 +125,15 @@ def run_main(main: Callable[[Sequence[str]], int | None]) -> None:
   except ConfigError as error:
     print(error, file=sys.stderr)
     sys.exit(2)
-  except OSError as error:
-    if error.filename is None:
+  except Exception as error:
+    if why := no_room(error):
+      where = getattr(error, "filename", None) or "the disk"
+      line = f"{where}: {why}; free some space, and run the same command again"
+    elif isinstance(error, OSError) and error.filename is not None:
+      line = f"{error.filename}: {error.strerror}; check the path and its permissions"
+    else:
       raise
-    print(
-      f"{error.filename}: {error.strerror}; check the path and its permissions", file=sys.stderr
-    )
+    print(line, file=sys.stderr)
     sys.exit(2)
   except KeyboardInterrupt as stop:
     number = stop.number if isinstance(stop, interrupts.Stopped) else signal.SIGINT

@@ -1,9 +1,14 @@
 """Bad input: one line worded `key=value: the rule; the remedy`, and the rules that many keys share."""
 
 import difflib
+import errno
 import math
+import os
 import re
 from collections.abc import Iterable
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_ROOM_WORDS = tuple(map(os.strerror, NO_ROOM))
 
 
 class ConfigError(ValueError):
@@ -22,6 +27,16 @@ def first_line(error: BaseException) -> str:
   """The error in one line: its first words, or its name where it has none."""
   lines = str(error).strip().splitlines()
   return lines[0].strip()[:200] if lines else type(error).__name__
+
+
+def no_room(error: BaseException) -> str:
+  """The system's words where the error says that a disk is full, whoever raised it; else ""."""
+  if isinstance(error, OSError) and error.errno in NO_ROOM:
+    return os.strerror(error.errno)
+  found = (
+    word for word in NO_ROOM_WORDS if word in str(error)
+  )  # of libraries with errors of their own
+  return next(found, "") if isinstance(error, Exception) else ""
 
 
 def suggest(name: str, names) -> str:

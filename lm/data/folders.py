@@ -15,13 +15,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 
-from lm.config.errors import ConfigError
+from lm.config.errors import NO_ROOM, ConfigError
 from lm.data.sources.digest import file_digest
 
 CHECKSUMS, CHECKED = "checksums.json", "checked.json"
 PROGRESS_BYTES = 1 << 18  # between two changes of the progress bar
 SETTLED_SECONDS = 0.1  # a file changed later than so long ago may change again at the same time
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 TRANSIENT = ("text.bin", "docs.bin", "sides.bin")  # the spool's, of no use when all is tokenised
 

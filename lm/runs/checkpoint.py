@@ -24,6 +24,11 @@ from lm.runs.metrics import watched
 from lm.runs.rundir import check_origin, checkpoint_steps, read_config
 
 
+def _is_no_traceback(record: logging.LogRecord) -> bool:
+  """Orbax logs an error in each of its threads, and raises it where it is waited for: once is enough."""
+  return record.exc_info is None or "orbax" not in record.pathname
+
+
 class Checkpointer:
   """Saves and restores one run's state.
 
@@ -38,6 +43,7 @@ class Checkpointer:
   ):
     import orbax.checkpoint as ocp
 
+    logging.getLogger("absl").addFilter(_is_no_traceback)
     self._ocp, self._origin = ocp, origin
     folder = self._folder = workdir.resolve() / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)

@@ -5,14 +5,12 @@ import functools
 import sys
 from collections.abc import Callable, Sequence
 
-from lm.config.errors import ConfigError, first_line
+from lm.config.errors import NO_ROOM, NO_ROOM_WORDS, ConfigError, first_line
 from lm.config.schema import Config
-from lm.data.folders import NO_ROOM
 from lm.plan.run_plan import Plan
 from lm.runs import lock, room, rundir
 from lm.runs.writer import OPEN, RunWriter
 
-NO_ROOM_WORDS = ("No space left on device", "Disk quota exceeded", "File too large")
 NO_MEMORY_WORDS = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")
 
 
@@ -60,10 +58,11 @@ def end_runs(error: BaseException, runs: Sequence[RunWriter], cfg: Config, plan:
       run.checkpoints.wait()
   saved = {step for run in runs for step in rundir.checkpoint_steps(run.workdir)}
   last = f"step {max(saved)}" if saved else "the beginning"
-  if _is(error, NO_MEMORY_WORDS) or isinstance(error, MemoryError):
-    reason = f"out of memory: {room.would_fit(cfg, plan)}"
-  elif (isinstance(error, OSError) and error.errno in NO_ROOM) or _is(error, NO_ROOM_WORDS):
+  # A full disk first: TensorStore calls that RESOURCE_EXHAUSTED too.
+  if (isinstance(error, OSError) and error.errno in NO_ROOM) or _is(error, NO_ROOM_WORDS):
     reason = f"no room left on the disk; free some, and the same command goes on from {last}"
+  elif _is(error, NO_MEMORY_WORDS) or isinstance(error, MemoryError):
+    reason = f"out of memory: {room.would_fit(cfg, plan)}"
   else:
     _end(runs, "failed", f"{type(error).__name__}: {first_line(error)}")
     raise error
