@@ -84,6 +84,19 @@ def test_the_values_are_in_the_plan_and_in_the_saved_config():
   assert identity(resolve(by_hand, 2048, 1)) == identity(made)  # the same run, however it was said
 
 
+def test_a_batch_of_pairs_counts_sources_and_targets():
+  sizes = {
+    "model__seq_len": 64,
+    "model__target_len": 64,
+    "train__tokens": 10**8,
+    "train__steps": None,
+  }
+  found = load(
+    "configs/transformer.py:smoke", rules="step_law", train__tokens_per_param=None, **sizes
+  )
+  assert found.train.batch_size == pytest.approx(0.58 * 1e8**0.571 / (64 + 64), abs=8)
+
+
 def test_weight_decay_is_what_the_update_subtracts():
   """Independent decay is the coupled one times the rate."""
   coupled = load(rules="power_lines", optim__decay_coupling="coupled")

@@ -125,7 +125,7 @@ def apply(cfg: Config, given: Mapping[str, object]) -> Config:
     KEYS[name]: value for name, value in found.items() if KEYS[name] not in given
   }
   if "train.batch_size" in values:
-    values["train.batch_size"] = _rows(values["train.batch_size"] / cfg.model.seq_len, cfg)
+    values["train.batch_size"] = _rows(values["train.batch_size"] / _units_per_row(cfg), cfg)
   if "optim.weight_decay" in values and cfg.optim.decay_coupling == "independent":
     values["optim.weight_decay"] *= values.get("optim.peak_lr", cfg.optim.peak_lr)
   if "optim.warmup_tokens" in values:
@@ -155,7 +155,7 @@ def words(cfg: Config) -> str | None:
   )
   return (
     f"{cfg.rules} ({RULES[cfg.rules].source}): peak_lr {cfg.optim.peak_lr:g}, batch "
-    f"{cfg.train.batch_size} x {cfg.model.seq_len}, weight_decay {cfg.optim.weight_decay:g}, "
+    f"{cfg.train.batch_size} x {_units_per_row(cfg):g}, weight_decay {cfg.optim.weight_decay:g}, "
     f"b2 {cfg.optim.b2:g}{warmup}"
   )
 
@@ -166,7 +166,7 @@ def _scale(cfg: Config, rule: Rule, given: Mapping[str, object]) -> Scale:
   known = vocab if vocab is not None else 257  # embeddings do not count in N
   sized = dataclasses.replace(cfg, model=family_of(cfg.model).resolve(cfg.model, known))
   counts, train = run_counts(sized), cfg.train
-  batch = float(train.batch_size * cfg.model.seq_len)
+  batch = float(train.batch_size * _units_per_row(cfg))
   if train.tokens is not None:
     tokens = float(train.tokens)
   elif train.seconds is not None:
@@ -194,6 +194,13 @@ def _scale(cfg: Config, rule: Rule, given: Mapping[str, object]) -> Scale:
   if cfg.optim.decay_coupling == "independent":
     decay = decay / cfg.optim.peak_lr if cfg.optim.peak_lr else 0.0
   return Scale(float(counts.non_embedding), tokens, batch, cfg.optim.peak_lr, decay)
+
+
+def _units_per_row(cfg: Config) -> float:
+  """Tokens of a full row, of source and target together where it has both; padding is not known yet."""
+  model = family_of(cfg.model).resolve(cfg.model, cfg.model.vocab_size or 257)
+  sized = dataclasses.replace(cfg, model=model)
+  return KINDS[objective_of(cfg.objective).batches].units_per_row(sized)
 
 
 def _rows(rows: float, cfg: Config) -> int:
