@@ -9,16 +9,16 @@ def get_config():
   config = default.get_config()
   with config.unlocked():
     config.extensions = ("tests.bag_of_words",)
-    config.data.sources = ("synthetic:markov-64-s1",)
+    config.data.sources = ("synthetic:markov-8-s3",)
     config.data.tokenizer = "byte"
     config.model = ConfigDict(
       dict(
-        family="bag", seq_len=8, width=16, inner=32, vocab_size=None, parameterization="standard",
+        family="bag", seq_len=2, width=16, inner=32, vocab_size=None, parameterization="standard",
         base_width=16, dtype="float32",
       )
     )  # fmt: skip
     config.objective = ConfigDict(dict(name="next_label", smoothing=0.05))
-    config.optim.peak_lr = 3e-3
+    config.optim.peak_lr = 1e-2
     config.train.batch_size = 16
     config.train.tokens = 16 * 40  # passages
     config.eval.tokens = 256

@@ -1,7 +1,7 @@
 """A family and an objective that share nothing with a language model, registered from outside lm/.
 
 The family sums the embeddings of a passage's tokens and maps them through an MLP. The objective predicts
-which fifth of the vocabulary the token after the passage is from; it reads a kind of batch of its own, keeps
+the number modulo LABELS of the token after the passage; it reads a kind of batch of its own, keeps
 a running distribution of labels that is no parameter, and is judged by accuracy, which is better when higher.
 tests/test_contracts.py takes both through everything.
 """
@@ -77,9 +77,8 @@ FAMILIES["bag"] = Family(
 class Passages:
   """Passages of `length` tokens and the label of the token after them, drawn by a keyed permutation."""
 
-  def __init__(self, stores, length, batch_size, vocab_size, seed, n_passages=None):
-    self.stores, self.length, self.batch_size, self.vocab = stores, length, batch_size, vocab_size
-    self.seed = seed
+  def __init__(self, stores, length, batch_size, seed, n_passages=None):
+    self.stores, self.length, self.batch_size, self.seed = stores, length, batch_size, seed
     self.total = sum(max(0, s.n_tokens - length) for s in stores)
     self.n = self.total if n_passages is None else min(n_passages, self.total)
 
@@ -97,8 +96,7 @@ class Passages:
     tokens = self.stores[0].tokens
     bags = np.stack([tokens[s : s + self.length] for s in starts]).astype(np.int32)
     after = np.array([tokens[s + self.length] for s in starts], np.int64)
-    labels = np.minimum(after * LABELS // self.vocab, LABELS - 1).astype(np.int32)
-    return {"bag": bags, "label": labels}
+    return {"bag": bags, "label": (after % LABELS).astype(np.int32)}
 
 
 def _arrays(cfg: Config, training: bool):
@@ -111,7 +109,7 @@ def _arrays(cfg: Config, training: bool):
 
 def _passages(stores, cfg, batch_size, n=None, seed=None):
   seed = cfg.data.seed if seed is None else seed
-  return Passages(stores, cfg.model.seq_len, batch_size, cfg.model.vocab_size, seed, n)
+  return Passages(stores, cfg.model.seq_len, batch_size, seed, n)
 
 
 KINDS["passages"] = Kind(

@@ -96,7 +96,7 @@ def test_it_trains_and_is_judged_by_its_own_metric(whole):
   assert [r["step"] for r in records] == list(range(5, 41, 5))
   assert records[-1]["tokens"] == 640
   right = {r["step"]: r["eval/val/right"] for r in records if "eval/val/right" in r}
-  assert set(right) == {10, 20, 30, 40} and right[40] > 0.5
+  assert set(right) == {10, 20, 30, 40} and right[40] > right[10] > 0.5  # it has a best one
   _, best = load_state(whole, "best")
   steps = [int(p.name) for p in (whole / "checkpoints").iterdir()]
   assert best == max((s for s in right if s in steps), key=lambda s: (right[s], -s))
@@ -149,7 +149,7 @@ def test_a_sweep_at_work_shows_its_own_metrics_and_the_time_that_is_left(whole, 
   assert shown == f"{last['train/nll']:.4f}" and score == f"{last['eval/val/right']:.4f}"
   train = dataclasses.replace(members[0].cfg.train, steps=10_040, tokens=10_040 * 16)
   longer = dataclasses.replace(members[0], cfg=dataclasses.replace(members[0].cfg, train=train))
-  seconds = 10_000 * 16 / last["perf/tokens_per_sec"]  # 16 passages a step, of 8 tokens each
+  seconds = 10_000 * 16 / last["perf/tokens_per_sec"]  # 16 passages a step, of 2 tokens each
   assert live._live_cells(longer, 1)[-1] == clock(seconds)
   row = {"status": "done", "metric": "eval/val/right", "better": "higher"}
   rows = {"a": row | {"name": "a", "score": 0.25}, "b": row | {"name": "b", "score": 0.75}}
@@ -199,7 +199,7 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(tmp_path):
 @pytest.mark.parametrize("backend", ["local", "stacked"])
 def test_it_is_swept_read_and_reported(tmp_path, backend):
   sweep = [
-    "run", "--config", CONFIG, "--grid", "optim.peak_lr=1e-3,1e-2", "--grid", "seed=0,1",
+    "run", "--config", CONFIG, "--grid", "optim.peak_lr=1e-2,3e-2", "--grid", "seed=0,1",
     "--save_as", "bags", "--root", str(tmp_path), "--on", backend,
   ]  # fmt: skip
   experiments(*sweep)

@@ -7,11 +7,14 @@ import jax
 import numpy as np
 import pytest
 
+from experiments.ledger.ledger import read_ledger
 from lm import evaluate, start_from
 from lm.config.errors import ConfigError
+from lm.config.identity import identity
+from lm.config.schema import SECTIONS
 from lm.runs import rundir
 from lm.runs.checkpoint import load_params, load_state
-from lm.setup.load import load_config
+from lm.setup.load import from_json, load_config
 from tests.trained import records, run
 
 
@@ -66,6 +69,22 @@ def test_a_run_from_before_a_key_is_done_evaluated_and_goes_on(whole, tmp_path):
   assert "done" in run(old)  # and is not trained again
 
 
+@pytest.mark.parametrize("study", ["chinchilla", "lr_sweep"])
+def test_runs_of_committed_ledgers_keep_their_identity_when_keys_are_added(study):
+  rows = read_ledger(f"experiments/results/{study}/ledger.jsonl").rows
+  assert len(rows) >= 32
+  for row in rows:
+    config = {}
+    for key, value in row.items():
+      section, _, name = key.partition(".")
+      if name and section in SECTIONS:
+        config.setdefault(section, {})[name] = value
+      elif key in ("seed", "extensions"):
+        config[key] = value
+    assert "prune" not in config["optim"]  # a key that came later
+    assert identity(from_json(config)) == row["id"]
+
+
 def test_a_checkpoint_from_before_units_were_counted_is_resumed(whole, tmp_path, monkeypatch):
   import orbax.checkpoint as ocp
 
@@ -95,13 +114,16 @@ def test_a_config_that_cannot_be_read_is_one_line(whole, tmp_path, change, words
 
 
 def test_a_run_starts_from_another_ones_parameters(whole, tmp_path):
-  said = run(
-    tmp_path / "more", train__init_from=str(whole), optim__peak_lr=0.0, optim__weight_decay=0.0
-  )
+  still = {"optim__peak_lr": 0.0, "optim__weight_decay": 0.0, "optim__ema_decay": 0.9}
+  said = run(tmp_path / "more", train__init_from=str(whole), **still)
   assert f"start from  {whole}: 11 of 11 parameters" in said
   best, _ = load_params(whole, "best")
-  mine, _ = load_params(tmp_path / "more", "latest")
-  jax.tree.map(np.testing.assert_array_equal, mine, best)  # nothing moved them: the rate is 0
+  mine, _ = load_state(tmp_path / "more", "latest")
+  jax.tree.map(
+    np.testing.assert_array_equal, mine["params"], best
+  )  # nothing moved them: the rate is 0
+  close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
+  jax.tree.map(close, mine["ema"], best)  # the average begins there, too
   assert records(tmp_path / "more")[0]["train/loss"] < records(whole)[0]["train/loss"]
 
 
