@@ -84,7 +84,7 @@ def show_plan(
 
 
 def _check_speed(options) -> None:
-  """ConfigError for an option of `plan` that is none, or would do nothing beside the others."""
+  """ConfigError for an option of `plan` that is out of range or has no effect with the other options."""
   from experiments.launch import backends
 
   backends.find(options.on, options.with_)

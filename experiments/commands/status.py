@@ -56,7 +56,7 @@ def status(options) -> None:
 
 
 def _check_status(options) -> None:
-  """ConfigError for an option of `status` that would do nothing beside the others."""
+  """ConfigError for an option of `status` that has no effect with the other options."""
   shown = "group_by" if options.group_by else "noise"
   for key, needs in (("value", "group_by"), ("reverse", "sort")):
     if getattr(options, key) and not getattr(options, needs):

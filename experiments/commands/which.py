@@ -1,4 +1,4 @@
-"""Which experiment a command line means, and where its runs and their rows are."""
+"""Turns command-line options into an Experiment, its run directories and its ledger rows."""
 
 import dataclasses
 import json

@@ -79,7 +79,7 @@ def _take_soft(workdir: pathlib.Path) -> Lock | None:
 
 
 def _check_alive(workdir: pathlib.Path, marker: pathlib.Path) -> None:
-  """ConfigError where the holder is elsewhere and silent: nobody can wait for a machine that is gone."""
+  """ConfigError where the holder is another machine whose run has not changed for SILENT seconds."""
   try:
     pid, host, *_ = [*marker.read_text(encoding="utf-8").split("\n"), ""]
   except OSError:

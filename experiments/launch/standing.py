@@ -1,4 +1,4 @@
-"""How runs stand that somebody else trains: queued by an engine, at work, or lost without a sign of life.
+"""The status of runs that an external engine trains: queued, running, or lost.
 
 A run's heartbeat is the newest of the files that a training process writes. A machine that is gone
 leaves a run.json that says "running" for ever; the heartbeat tells.

@@ -1,4 +1,4 @@
-"""Which column of somebody's table stands for which of our names.
+"""Maps the columns of a table of runs to the names that laws use (n_params, n_tokens, flops, loss, ...).
 
 Spellings are compared without case, blanks and punctuation; of `throughput/total_tokens` the last part
 counts, too. Losses are told apart as evaluation, training and others: an evaluation loss goes first,

@@ -315,7 +315,7 @@ def _lowest(out: solve.Solution) -> int:
 
 
 def _held_out(problem, data, flops, theta, starts, holdout, level, seed):
-  """(Holdout or None, notes): the extrapolation test, which only a threshold given by hand makes a must."""
+  """(Holdout or None, notes): the extrapolation test; it may be left out unless a threshold was given."""
   above = diagnostics.holdout_threshold(flops) if holdout is True else float(holdout)
   some = np.random.default_rng(seed).permutation(len(starts))[:32]
   try:

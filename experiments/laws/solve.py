@@ -3,7 +3,7 @@
 The objective is sum_i w_i Huber_delta(y_i - f(theta, x_i)) of Hoffmann et al. 2022 eq. 5. At the usual
 delta = 1e-3 it is almost a sum of absolute values: a Newton model is then good only next to the
 optimum. So every lane starts with a large delta and shrinks it as it converges (continuation).
-Nobody's "success" flag is trusted: `Solution` carries the objective and the gradient.
+Convergence is judged by the gradient, which `Solution` carries with the objective, not by a solver's flag.
 """
 
 import concurrent.futures

@@ -1,4 +1,4 @@
-"""Anybody's table of runs -> checked float64 columns under our names.
+"""Reads a table of runs into checked float64 columns under the names that laws use.
 
 No row vanishes: `Table.skipped` names each row left out and why, `Table.notes` says what was derived
 or read in an unusual way. Files become rows in experiments.laws.sources, cells numbers in cells, their

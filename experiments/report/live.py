@@ -1,4 +1,4 @@
-"""What a sweep looks like while it runs: a live table in a terminal, plain lines elsewhere."""
+"""Progress of a sweep while it runs: a live table in a terminal, plain lines elsewhere."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""The shelf of studies: experiments/results/README.md and its pictures, made from the committed ledgers.
+"""The page of finished studies, experiments/results/README.md, and its pictures, from the committed ledgers.
 
 It draws the pictures of a study anew and rewrites its part of the page; without names those of all. Pictures
 are figures of the study's report, small enough that it stays under 300 KB with its ledger.
@@ -73,9 +73,9 @@ STUDIES = {
   ),
 }  # fmt: skip
 
-HEAD = """# The shelf
+HEAD = """# Studies and their results
 
-Questions that papers answered, asked again of models small enough for two CPU cores. Each study is a file in
+Questions that papers answered, tested again on models small enough for two CPU cores. Each study is a file in
 `experiments/`, which says what was varied, what was fixed and what it cannot tell; the numbers below are made
 from its `ledger.jsonl` by `python -m experiments.report.shelf STUDY`, and its page by
 `python -m experiments report STUDY --ledger experiments/results/STUDY/ledger.jsonl`.

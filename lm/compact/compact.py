@@ -30,7 +30,7 @@ COPIED = ("tokenizer", "imported.json")  # of the run directory
 
 
 class Asked(NamedTuple):
-  """What is to be done, as the options of the command say."""
+  """The options of `python -m lm.compact`: None where a step was not asked for."""
 
   merge: bool  # LoRA's adapters into their matrices
   heads: int | None
@@ -260,7 +260,7 @@ def _of(products: Mapping[str, np.ndarray], name: str, layer: int) -> np.ndarray
 
 
 def _unstacked(found: Mapping[str, Any]) -> dict[str, Any]:
-  """The same with layers apart; codes and scales are taken apart together."""
+  """Parameters by path with each layer under its own name; codes are split with their scales."""
   split = lambda part: by_path(unstack_layers(nested(part)))
   plain = {k: v for k, v in found.items() if not isinstance(v, packed.Coded)}
   coded = {k: v for k, v in found.items() if isinstance(v, packed.Coded)}

@@ -8,7 +8,7 @@ DAMPING = 1e-4  # of the mean diagonal of X^T X, added to it
 def factors(
   w_IO: np.ndarray, rank: int, product_II: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-  """The A and B that are nearest to a matrix, each with half of the singular values.
+  """A [in, rank] and B [rank, out] whose product is nearest to W; both hold the roots of its singular values.
 
   Without calibration they minimise |W - A B| (Eckart & Young 1936). With X^T X = L L^T they minimise
   |X W - X A B|: A B = L^-T (the best rank-r matrix to L^T W) (Wang et al. 2024, arXiv:2403.07378 §3.1).

@@ -95,7 +95,7 @@ def reject_unknown(parser: argparse.ArgumentParser, unknown: Sequence[str]) -> N
 
 
 def once(option: str, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-  """The pairs as a dict; ConfigError where a key comes twice."""
+  """The (key, value) pairs as a dict; ConfigError where a key comes twice."""
   found: dict[str, Any] = {}
   for key, value in pairs:
     if key in found:
@@ -105,7 +105,7 @@ def once(option: str, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def check_page(out: str | None) -> None:
-  """ConfigError unless a page can be written there, as far as the name says."""
+  """ConfigError for a name that no HTML page can be written to."""
   if out and not out.lower().endswith((".html", ".htm")):
     raise ConfigError(f"out={out}: the page is HTML; let the file's name end in .html")
 

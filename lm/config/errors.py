@@ -24,7 +24,7 @@ class ConfigError(ValueError):
 
 
 def first_line(error: BaseException) -> str:
-  """The error in one line: its first words, or its name where it has none."""
+  """The first line of an error's message, or the name of its type where the message is empty."""
   lines = str(error).strip().splitlines()
   return lines[0].strip()[:200] if lines else type(error).__name__
 
@@ -75,7 +75,7 @@ def number_of(n: int, noun: str, spec: str = "") -> str:
 
 
 def whole_number(text: str) -> int | None:
-  """The number that up to 18 digits 0 to 9 are; None for any other text."""
+  """The integer that a text of 1 to 18 digits spells; None for any other text."""
   return int(text) if re.fullmatch("[0-9]{1,18}", text) else None
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM outside the training loop: one line and an exit code, no traceback of whatever ran."""
+"""Ctrl-C and SIGTERM outside the training loop: one line and an exit code instead of a traceback."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ _listening = False
 
 
 class Stopped(KeyboardInterrupt):
-  """What a signal raises in a program's main, so that it closes what it has open."""
+  """Raised by a signal while a program's main runs, so that files and processes are closed on the way out."""
 
   def __init__(self, number: int = signal.SIGINT):
     super().__init__(number)
@@ -20,9 +20,9 @@ class Stopped(KeyboardInterrupt):
 
 
 def listen() -> None:
-  """Ends this program at a signal in one line, without an exception: imports swallow them or die of them.
+  """Until `begin`, SIGINT and SIGTERM print one line and exit; an exception could be swallowed by an import.
 
-  Call it first of all. A signal that the parent ignores, as nohup does, stays ignored.
+  Call it before other imports. A signal that the parent ignores, as nohup does, stays ignored.
   """
   global _listening
   _listening = True
@@ -30,21 +30,21 @@ def listen() -> None:
 
 
 def begin() -> None:
-  """From here on a signal raises Stopped, in a program that listens; in any other nothing changes."""
+  """From now on a signal raises Stopped; does nothing unless `listen` was called."""
   if _listening:
     _handle(_raise)
     sys.unraisablehook = _again
 
 
 def end() -> None:
-  """A signal while the interpreter shuts down is one line again."""
+  """From now on, while the interpreter shuts down, a signal prints one line and exits again."""
   if _listening:
     _handle(_leave)
     sys.unraisablehook = sys.__unraisablehook__
 
 
 def line(number: int) -> str:
-  """What a stopped program says."""
+  """The line that a stopped program prints on stderr."""
   return f"{WORDS[signal.Signals(number)]}; nothing was lost: run the same command again"
 
 
@@ -59,7 +59,7 @@ def _raise(number, frame):
 
 
 def _again(ignored) -> None:
-  """A signal that came inside a finalizer, where exceptions are dropped, comes again a moment later."""
+  """Sends a signal again that was raised inside a finalizer, where Python drops exceptions."""
   if isinstance(ignored.exc_value, Stopped):
     threading.Timer(0.01, os.kill, (os.getpid(), ignored.exc_value.number)).start()
   else:

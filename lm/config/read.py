@@ -121,7 +121,7 @@ def flatten_nested(nested: Mapping[str, object]) -> dict[str, object]:
 
 
 def run_config_file(spec: str) -> ConfigDict:
-  """What `get_config` of FILE[:ARGUMENT] gives; ConfigError for whatever keeps it from that."""
+  """The ConfigDict that `get_config` of FILE[:ARGUMENT] returns; ConfigError where the file fails."""
   path, _, argument = spec.partition(":")
   file = pathlib.Path(path)
   if not file.is_file():

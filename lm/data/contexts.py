@@ -163,7 +163,7 @@ class WordSet:
 def eval_contexts(
   chosen: WordSet, cfg: Config, max_tokens: int | None, stride: int | None
 ) -> ContextBatches:
-  """Windows and negatives are the same whatever the seed of the run and the size of its batches."""
+  """Evaluation batches whose windows and negatives do not depend on the run's seed or batch size."""
   if stride is not None:
     raise ConfigError(f"stride={stride}: words are not predicted one after the other; leave it out")
   batch_size = cfg.eval.batch_size or cfg.train.batch_size

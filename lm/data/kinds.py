@@ -114,7 +114,7 @@ def _train_tokens(corpus: cache.Corpus, cfg: Config) -> TrainBatches:
 
 
 def _eval_tokens(store, cfg: Config, max_tokens: int | None, stride: int | None) -> EvalBatches:
-  """As a run of this config sees documents: across their borders or one by one."""
+  """Evaluation batches whose rows cross documents if those of training do."""
   across = cfg.data.pack and cfg.data.cross_documents
   return EvalBatches(store, cfg.model.seq_len, cfg.eval.batch_size, max_tokens, stride, across)
 

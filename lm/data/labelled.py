@@ -422,7 +422,7 @@ def mean_labelled(data: Labelled, cfg: Config) -> float:
 
 
 def check_labelled(cfg: Config) -> None:
-  """ConfigError where fields are not named, or what the data section says is not for labelled texts."""
+  """ConfigError where fields are not named, and for data keys that labelled texts do not read."""
   data, k = cfg.data, 1 if cfg.data.pair_field is None else 2
   if data.label_field is None:
     raise ConfigError(

@@ -140,7 +140,7 @@ def check_masked(cfg: Config) -> None:
 
 
 class Masking(NamedTuple):
-  """How rows are made and hidden: what of a config that depends on."""
+  """The settings of a config that decide how rows are made and which of their tokens are hidden."""
 
   seq_len: int
   room: int  # tokens of text
@@ -267,7 +267,7 @@ class _Reader:
 
 
 def _document(row: Row) -> tuple[int, int]:
-  """What tells documents apart."""
+  """The number of the document that a row is from."""
   return id(row.store.tokens), int(np.searchsorted(row.store.offsets, row.start, side="right"))
 
 

@@ -192,7 +192,7 @@ def _cleaned(pairs, cfg: DataConfig, counts: Counter) -> Iterator[tuple[str, str
 
 
 def _plain(cfg: DataConfig) -> DataConfig:
-  """The config for what has been cleaned already, and is split by its source."""
+  """The config without cleaning, for pairs that are cleaned already and are split by their source."""
   off: dict[str, Any] = dict.fromkeys(cleaning.STEPS, False)
   return dataclasses.replace(
     cfg,
@@ -333,7 +333,7 @@ def _room(cfg: Config) -> tuple[int, int]:
 
 
 def _rows_of(store: PairStore, cfg: Config) -> list[list[int]]:
-  """The rows of a store: pairs in a fixed order by chance, so that those of a row have nothing in common."""
+  """The rows of a store, packed from its pairs in a fixed random order, as lists of pair numbers."""
   lengths = checked_lengths(store, cfg)
   if not cfg.data.pack:
     return [[i] for i in range(store.n_pairs)]

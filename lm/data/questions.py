@@ -134,7 +134,7 @@ class Context(NamedTuple):
     return (begin, end - 1) if begin < end else None
 
   def between(self, first: int, last: int) -> str:
-    """The text from one token to another, as it is written."""
+    """The characters of the context from one token to another, whitespace between them included."""
     return self.text[int(self.spans[first, 0]) : int(self.spans[last, 1])]
 
 
@@ -407,7 +407,7 @@ def mean_question(data: Records, cfg: Config) -> float:
 
 
 def check_questions(cfg: Config) -> None:
-  """ConfigError for rows without room for a context, and what the data section says in vain."""
+  """ConfigError for rows without room for a context, and for data keys that questions do not read."""
   data, most = cfg.data, cfg.objective.question_tokens
   if cfg.model.seq_len < most + 4:
     raise ConfigError(

@@ -68,11 +68,23 @@ def _cut(logits_BV: jax.Array, sampling: Sampling) -> jax.Array:
 
 
 class Begun(NamedTuple):
-  """Where drawing starts."""
+  """The state that generation starts from."""
 
   cache: Any
   logits_BV: jax.Array  # of the first new token
   seen_BV: jax.Array  # bool, tokens that a repetition penalty counts already
+
+
+class _Decoding(NamedTuple):
+  """The state of the loop that draws tokens."""
+
+  step: Any  # int, tokens drawn
+  cache: Any
+  logits_BV: jax.Array  # of the next token
+  seen_BV: jax.Array  # bool, tokens that a repetition penalty counts
+  done_B: jax.Array  # bool, rows that have drawn eot_id
+  lengths_B: jax.Array  # int32, tokens before it
+  tokens_BN: jax.Array  # int32, eot_id where nothing is drawn
 
 
 def prompt_ids(cfg: ModelConfig, ids: Sequence[int], start_id: int, eot_id: int) -> list[int]:
@@ -187,25 +199,31 @@ def make_generator(
       greedy = lambda: filtered_BV.argmax(axis=-1)
       return jax.lax.cond(sampling.temperature > 0, random, greedy).astype(jnp.int32)
 
-    def body(carry):
-      step, cache, logits_BV, seen_BV, done_B, lengths_B, tokens_BN = carry
-      logits_BV = known_only(logits_BV, n_tokens)
-      next_B = draw(logits_BV, seen_BV, jax.random.fold_in(key, step))
-      done_B |= next_B == eot_id
-      tokens_BN = tokens_BN.at[:, step].set(jnp.where(done_B, eot_id, next_B))
-      lengths_B += (~done_B).astype(jnp.int32)
-      seen_BV = seen_BV.at[rows_B, next_B].set(True)
-      logits_B1V, cache = model.apply(variables, jnp.expand_dims(next_B, 1), cache, method="decode")
-      return step + 1, cache, logits_B1V[:, 0], seen_BV, done_B, lengths_B, tokens_BN
+    def body(now: _Decoding) -> _Decoding:
+      logits_BV = known_only(now.logits_BV, n_tokens)
+      next_B = draw(logits_BV, now.seen_BV, jax.random.fold_in(key, now.step))
+      done_B = now.done_B | (next_B == eot_id)
+      logits_B1V, cache = model.apply(
+        variables, jnp.expand_dims(next_B, 1), now.cache, method="decode"
+      )
+      return _Decoding(
+        step=now.step + 1,
+        cache=cache,
+        logits_BV=logits_B1V[:, 0],
+        seen_BV=now.seen_BV.at[rows_B, next_B].set(True),
+        done_B=done_B,
+        lengths_B=now.lengths_B + (~done_B).astype(jnp.int32),
+        tokens_BN=now.tokens_BN.at[:, now.step].set(jnp.where(done_B, eot_id, next_B)),
+      )
 
-    def going(carry):
-      return (carry[0] < max_new) & ~carry[4].all()
+    def going(now: _Decoding):
+      return (now.step < max_new) & ~now.done_B.all()
 
     tokens_BN = jnp.full((batch, max_new), eot_id, jnp.int32)
-    none_B = jnp.zeros(batch, bool)
-    carry = (0, cache, logits_BV, seen_BV, none_B, jnp.zeros(batch, jnp.int32), tokens_BN)
-    carry = jax.lax.while_loop(going, body, carry)
-    return carry[6], carry[5]
+    none_B, zero_B = jnp.zeros(batch, bool), jnp.zeros(batch, jnp.int32)
+    start = _Decoding(0, cache, logits_BV, seen_BV, none_B, zero_B, tokens_BN)
+    end = jax.lax.while_loop(going, body, start)
+    return end.tokens_BN, end.lengths_B
 
   def generate(
     params,

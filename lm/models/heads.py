@@ -21,7 +21,7 @@ STD = 0.02  # of every matrix, at the base width
 
 
 def apply(module: nn.Module, params: Any, *arrays: Any, **how: Any) -> Any:
-  """What a module makes of arrays with these parameters."""
+  """The output of a Linen module for arrays, with these parameters."""
   return module.apply({"params": params}, *arrays, **how)
 
 

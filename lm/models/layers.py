@@ -50,7 +50,7 @@ class Context(NamedTuple):
 
 
 def written_out(cfg: TransformerConfig) -> bool:
-  """Whether the compiled program holds every layer, instead of one in a loop.
+  """True if layers are unrolled in the compiled program rather than scanned.
 
   Without model.scan_layers, and for shallow models on one CPU: XLA's loops there copy what they keep for the
   backward pass, which takes a fifth of the step (6 layers of width 384). With model.remat the loop stays, as
@@ -61,12 +61,12 @@ def written_out(cfg: TransformerConfig) -> bool:
 
 
 def biased(cfg: TransformerConfig, part: str) -> bool:
-  """Whether what is named by a word of BIASED has biases."""
+  """True if the part of a block that a word of BIASED names has biases."""
   return part in cfg.bias_on or (cfg.bias and part != "head")
 
 
 def has_final_norm(cfg: TransformerConfig) -> bool:
-  """Whether the last layer's output is normalised once more before logits are read from it."""
+  """True if a norm stands between the last layer and the logits."""
   return cfg.norm_position not in ("post", "none")
 
 

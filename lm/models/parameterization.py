@@ -38,7 +38,7 @@ class Exponents(NamedTuple):
 
 
 class DepthExponents(NamedTuple):
-  """Powers of depth / base_depth, of residual branches; everything outside of them is as it is."""
+  """Exponents of depth / base_depth by which quantities of residual branches scale; nothing else scales."""
 
   output: float = 0  # of what a branch adds
   lr: float = 0  # of the learning rate of its weights
@@ -117,5 +117,5 @@ def needs_readout(parameterization: str) -> bool:
 
 
 def scales_depth(parameterization: str) -> bool:
-  """Whether anything of it goes by depth."""
+  """True if the parameterization scales anything with depth."""
   return any(DEPTH[parameterization])

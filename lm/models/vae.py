@@ -136,7 +136,7 @@ def state_size(cfg: ModelConfig) -> int:
 
 
 class Words(Protocol):
-  """What is read of a tokenizer."""
+  """The tokenizer's ids that a text is written and ended with."""
 
   vocab_size: int
   start_id: int

@@ -86,7 +86,7 @@ class Checkpointer:
       state: what `restore` gives back.
       step: a step that is saved already is left as it is.
       best: the step that is kept beside the latest ones.
-      extra: saved for being the best alone; it is not one of the latest ones.
+      extra: kept only while it is the best; it is not counted among the latest ones.
     """
     self._kept.best = best
     if extra:

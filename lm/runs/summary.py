@@ -81,7 +81,7 @@ def _scores(workdir, final) -> dict[str, str]:
 
 
 def _no_better_than_chance(workdir, final) -> list[str]:
-  """A line for each score of the held-out set that is no better than a guess, once warm-up is over."""
+  """A line for each validation score that is no better than Objective.chance, once warm-up is over."""
   cfg = read_config(workdir)
   objective, last = objective_of(cfg.objective), read_jsonl(workdir / "metrics.jsonl")[-1:]
   if not last or last[0].get("step", 0) <= schedule_steps(cfg)[1]:

@@ -121,6 +121,6 @@ def wandb_mode(asked: str) -> str:
 
 
 def has_key() -> bool:
-  """Whether somebody is signed in here: by WANDB_API_KEY, or by `wandb login`, which writes ~/.netrc."""
+  """True if this machine has a key for W&B: in WANDB_API_KEY, or in ~/.netrc from `wandb login`."""
   netrc = pathlib.Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
   return "WANDB_API_KEY" in os.environ or (netrc.exists() and "wandb" in netrc.read_text())

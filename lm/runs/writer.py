@@ -83,7 +83,7 @@ class RunWriter:
     self.checkpoints = Checkpointer(workdir, cfg.checkpoint, origin)
 
   def abandon(self) -> None:
-    """As if the directory had not been opened: for a run that is refused before it begins."""
+    """Closes the run without writing an end: for one that is refused before it begins."""
     OPEN.remove(self)
     self.active = False
     self.checkpoints.close()
@@ -192,7 +192,7 @@ class RunWriter:
       self._recorder.metrics(step, progress, {**metrics, **speed, **evals})
 
   def batch_number(self, step: int) -> int:
-    """Number of the batch of the update after `step` updates; what rewinds left behind is passed over."""
+    """Number of the batch for the update after `step` updates, later by those that rewinds skipped."""
     return step + sum(r["bad"] - r["to"] for r in self._rewinds if r["to"] <= step)
 
   def _can_rewind(self) -> bool:
@@ -211,7 +211,7 @@ class RunWriter:
     self.end("rewound")
 
   def judge(self, step: int, evals: Mapping[str, float]) -> bool:
-    """Takes in an evaluation; True if its watched metric is the best so far."""
+    """Updates early stopping from an evaluation; True if its eval.stop_metric is the best so far."""
     is_best = self._watch(step, evals[self.cfg.eval.stop_metric])
     patience = self.cfg.eval.stop_patience
     if patience is not None and self._since_best >= patience:
@@ -242,7 +242,7 @@ class RunWriter:
     bucket.send_soon(self.workdir, step)
 
   def end(self, status: str, reason: str | None = None, tokens_per_sec: float | None = None):
-    """The run is over: done, interrupted or failed. Only the first call counts."""
+    """Writes the run's end (done, interrupted, failed or rewound) to run.json; later calls do nothing."""
     if not self.active:
       return
     if self in OPEN:
@@ -337,7 +337,7 @@ def open_runs(
 
 
 def are_over(runs: Sequence[RunWriter]) -> bool:
-  """Whether none trains on, or one goes back to a checkpoint and so all of them must."""
+  """True if training ends here: no run is active, or one rewinds, and with it all of its stack."""
   return any(run.status == "rewound" for run in runs) or not any(run.active for run in runs)
 
 

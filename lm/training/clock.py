@@ -43,14 +43,14 @@ class Clock:
 
   @contextlib.contextmanager
   def away(self):
-    """Time that is not training."""
+    """Context manager: time inside it is not counted as training."""
     start = time.perf_counter()
     yield
     self._away += time.perf_counter() - start
 
   @contextlib.contextmanager
   def waiting(self):
-    """Time that training waits for a batch."""
+    """Context manager: time inside it is counted as waiting for data (perf/data_wait)."""
     start = time.perf_counter()
     yield
     self._waited += time.perf_counter() - start

@@ -192,12 +192,12 @@ def _in_turn(fn: Callable, mesh: Mesh, stacked: Sequence[bool]) -> Callable:
 
 
 def stack_runs(trees: Sequence[Any]) -> Any:
-  """Trees of R runs as one tree of arrays [R, ...]; a single tree as it is."""
+  """One tree of arrays [R, ...] from the trees of R runs; a single tree is returned unchanged."""
   if len(trees) == 1:
     return trees[0]
   return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *trees)
 
 
 def take_run(state: Any, index: int) -> Any:
-  """The tree of one run out of a stack of them; fetch the stack first, each slice is a program."""
+  """The tree of one run of a stack. Pass host arrays: on a device each slice would compile a program."""
   return jax.tree.map(lambda x: x[index : index + 1].reshape(x.shape[1:]), state)

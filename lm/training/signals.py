@@ -18,7 +18,7 @@ class StopSignal:
 
   @property
   def exit_code(self) -> int:
-    """Of a run that was stopped: 128 + the signal's number, as shells and launchers know it, 130 or 143.
+    """Exit code of a stopped run, 128 + the signal's number as in shells: 130 or 143.
 
     143 also where another process was told to stop and this one stops with it.
     """

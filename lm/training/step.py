@@ -151,7 +151,7 @@ def train_step(
 
 
 def eval_extra(params: Any, extra: Any, *, cfg: Config, model: nn.Module) -> Any:
-  """What the first batch of an evaluation set starts from: fresh carries of rows, the run's own rest."""
+  """`extra` for the first batch of an evaluation set: carries of rows reset, the rest as the run has it."""
   objective = objective_of(cfg.objective)
   fresh = objective.init_extra(model, cfg, params, cfg.eval.batch_size)
   is_names = lambda leaf: isinstance(leaf, tuple)
@@ -167,7 +167,7 @@ def eval_step(
 
 
 def count_units(seen: jax.Array, units: jax.Array) -> jax.Array:
-  """`seen` and a batch's units more; exact, as no float32 or int32 is for 10^10 tokens."""
+  """`seen` plus the units of a batch, exactly: float32 and int32 are too short for 10^10 tokens."""
   low = seen[1] + jnp.round(units).astype(jnp.int32)
   return jnp.stack([seen[0] + (low >> LOW_BITS), low & (2**LOW_BITS - 1)])
 
@@ -198,7 +198,7 @@ def multipliers_of(cfg: Config) -> Multipliers:
 
 
 def check_parameters(cfg: Config, axes: Any) -> None:
-  """ConfigError for settings of parameters that are not there."""
+  """ConfigError for settings, such as optim.groups, that match no parameter."""
   is_names = lambda leaf: isinstance(leaf, tuple)
   kinds = trees.param_kinds(axes, run_weights(cfg), is_leaf=is_names)
   check_groups(read_groups(cfg.optim.groups), kinds, cfg.optim.name)
@@ -216,7 +216,7 @@ def grad_of(loss_fn: LossFn) -> GradFn:
 
 
 def _reading(grad_fn: GradFn, taught: dict[str, Any]) -> GradFn:
-  """grad_fn of the run's own `extra`, which finds the teachers in it too."""
+  """grad_fn with the teachers' parameters added to the `extra` that it is called with."""
   if not taught:
     return grad_fn
   return lambda params, extra, *rest: grad_fn(params, extra | taught, *rest)

@@ -1,4 +1,4 @@
-"""Says where a step hangs: stacks of all threads on stderr, once for each silence; the run is left alone."""
+"""Prints the stacks of all threads on stderr when a step takes too long; the run goes on."""
 
 import contextlib
 import faulthandler
@@ -33,7 +33,7 @@ class Watchdog:
       self._thread.join()
 
   def beat(self, step: int) -> None:
-    """A step is begun; those before it are over, but for the last one."""
+    """Call when a step begins: restarts the timer."""
     is_first, self._step = self._step is None, step
     self._last, self._said = time.monotonic(), is_first
 

@@ -240,10 +240,10 @@ def _go_round(read, state, piece, length, terms, rule, axis, n, changes=False):
     if rule.window is not None:
       near &= nearest < rule.window
     if near is None:
-      carry = met(state, piece)
+      state, piece = met(state, piece)
     else:
-      carry = jax.lax.cond(near, met, lambda *same: same, state, piece)
-    return (carry[0], jax.tree.map(lambda x: jax.lax.ppermute(x, axis, onward), carry[1])), None
+      state, piece = jax.lax.cond(near, met, lambda *same: same, state, piece)
+    return (state, jax.tree.map(lambda x: jax.lax.ppermute(x, axis, onward), piece)), None
 
   return jax.lax.scan(turn, (state, piece), jnp.arange(n, dtype=jnp.int32))[0]
 
