@@ -5,10 +5,12 @@ import warnings
 
 import pytest
 
+from lm import evaluate
 from lm.config.errors import ConfigError
 from lm.hf.__main__ import main
 from lm.hf.convert import to_hf
 from lm.hf.folder import read_folder, write_folder
+from lm.runs import rundir
 from tests.test_hf import assert_same, cfg_of, draw
 
 
@@ -83,6 +85,34 @@ def test_a_stopped_conversion_leaves_what_was_there_and_can_be_given_again(tmp_p
   assert_same(read_folder(end)[0], state)
   names = {"config.json", "model.safetensors", "notes.txt", "tokenizer.json"}
   assert {path.name for path in end.iterdir()} - {"tokenizer_config.json"} == names
+
+
+def test_an_imported_run_that_was_moved_reads_its_own_tokenizer(tmp_path, capsys):
+  cfg = cfg_of("gpt2")
+  state, hf_config = to_hf(draw(cfg), cfg)
+  write_folder(tmp_path / "start", state, hf_config)
+  letters().save(str(tmp_path / "start/tokenizer.json"))
+  assert (
+    main(["import", "--from", str(tmp_path / "start"), "--workdir", str(tmp_path / "run")]) == 0
+  )
+  moved = (tmp_path / "run").rename(tmp_path / "moved")
+  other = tmp_path / "run/tokenizer/tokenizer.json"  # of a run that was made there since
+  other.parent.mkdir(parents=True)
+  other.write_text("{}")
+  (tmp_path / "text.txt").write_text("abc abc\n\n" * 40)
+  asked = [
+    "--workdir",
+    str(moved),
+    "--data",
+    f"text:{tmp_path}/text.txt",
+    "--max_tokens",
+    "64",
+    "--json",
+  ]
+  capsys.readouterr()
+  assert rundir.read_config(moved).data.tokenizer_path == str(moved / "tokenizer/tokenizer.json")
+  assert evaluate.main(asked) == 0
+  assert json.loads(capsys.readouterr().out)["loss"] > 0
 
 
 def test_what_is_no_model_is_refused(tmp_path):

@@ -261,7 +261,18 @@ def read_config(workdir: pathlib.Path) -> Config:
       f"workdir={name}: {section} in config.json was changed since the run was trained; bring it back from "
       "a copy, or train what it says now in another --workdir"
     )
-  return cfg
+  return _with_tokenizer(cfg, workdir)
+
+
+def _with_tokenizer(cfg: Config, workdir: pathlib.Path) -> Config:
+  """The config with the tokenizer files that an import left in the run, wherever the run was when it did."""
+  if cfg.data.tokenizer_path is None:
+    return cfg
+  inside, name = workdir.resolve() / "tokenizer", pathlib.Path(cfg.data.tokenizer_path).name
+  here = inside if name == inside.name and (inside / "vocab.json").is_file() else inside / name
+  if not here.exists():
+    return cfg
+  return dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, tokenizer_path=str(here)))
 
 
 def changed_section(cfg: Config, run: object) -> str | None:
