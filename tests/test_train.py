@@ -266,6 +266,17 @@ def test_logging_evaluation_and_checkpoints_do_not_change_what_is_computed(
   jax.tree.map(np.testing.assert_array_equal, a[0], b[0])
 
 
+def test_evaluation_while_training_reads_the_average_of_weights(tmp_path):
+  run(tmp_path / "x", optim__ema_decay=0.99)
+  tokens = rundir.read_config(tmp_path / "x").eval.tokens
+  found = evaluate.evaluate_run(tmp_path / "x", checkpoint="latest", max_tokens=tokens)
+  held = records(tmp_path / "x")[-1]["eval/val/loss"]
+  assert held == pytest.approx(found["loss"], rel=1e-5)
+  state, _ = load_state(tmp_path / "x", "latest")
+  apart = jax.tree.map(lambda a, b: np.abs(a - b).max(), state["params"], state["ema"])
+  assert max(jax.tree.leaves(apart)) > 1e-3
+
+
 def test_a_diverged_run_ends_at_once_and_keeps_its_last_good_checkpoint(tmp_path):
   said = run(tmp_path / "x", code=1, optim__peak_lr=1e30, optim__clip_norm="None",
              train__steps=200, eval__every_steps=100, optim__warmup_frac=0.0)  # fmt: skip
