@@ -58,7 +58,7 @@ STUDIES = {
   ),
   "experts": Study(("response",), "3 minutes on 2 cores", "run experts --workers 2"),
   "embedding_rate": Study(
-    ("response",), "14 minutes on 2 busy cores", "run embedding_rate --workers 2"
+    ("response",), "36 minutes of a busy core", "run embedding_rate --workers 2"
   ),
   "collapse": Study(("collapse", "spread"), "3 minutes on 2 cores", "run collapse --workers 2"),
   "stability": Study(("response",), "6 minutes on 2 cores", "run stability --workers 2"),
