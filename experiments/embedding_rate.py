@@ -12,10 +12,12 @@ Answer (experiments/results/embedding_rate/ledger.jsonl, 36 minutes of one busy 
 of it. At width 128 the embedding's rate alone gains .022 [.001, .042] nats; muP, each at its best rate, loses
 .036 [.017, .057], so that nothing of it beyond the embedding's rate helps here:
 python -m experiments report embedding_rate --ledger experiments/results/embedding_rate/ledger.jsonl
-Not run: --scale gpu; tied embeddings with these seeds, where the table is the output's too: with two seeds muP
-gained .09 there and the embedding's rate .02 [-.05, .08].
+Not run: --scale gpu; tied embeddings with these seeds, where the table is the output's too: with two seeds
+muP gained .09 there and the embedding's rate .02 [-.05, .08].
 Done when the intervals of both gains leave out 0.
 """
+
+import math
 
 import numpy as np
 
@@ -34,8 +36,8 @@ ALONE = "loss that the embedding's rate alone gains (nats/token)"
 MOST = "what it gains less what the rest of muP adds (nats/token)"
 PAPER = "arXiv:2605.21486"
 claims = (
-  Claim(ALONE, 0.0, f"{PAPER}: above 0", interval=(0.0, 10.0)),
-  Claim(MOST, 0.0, f"{PAPER}: most of muP's gain, so above 0", interval=(0.0, 10.0)),
+  Claim(ALONE, 0.0, PAPER, interval=(0.0, math.inf)),
+  Claim(MOST, 0.0, f"{PAPER}: most of muP's gain", interval=(0.0, math.inf)),
 )
 
 
@@ -80,8 +82,8 @@ def analyse(ledger):
   residuals, drawn = _residuals(of_kind), None
   if residuals is not None:
     rng = np.random.default_rng(0)
-    sample = lambda: [_best(cell, residuals, rng) for cell in of_kind]
-    drawn = _gains(np.array([sample() for _ in range(SAMPLES)]).T)
+    best_KS = np.array([_moved(cell, residuals, rng) for cell in of_kind])
+    drawn = _gains(best_KS)
   found = {}
   for name, number in value.items():
     limits = None if drawn is None else tuple(np.percentile(drawn[name], [2.5, 97.5]).tolist())
@@ -121,10 +123,16 @@ def _near(cell: dict[float, dict[int, float]]) -> list[float]:
   return rates[max(i - 1, 0) : i + 2]
 
 
-def _best(cell: dict[float, dict[int, float]], residuals=None, rng=None) -> float:
-  """The loss at the vertex through the mean losses, each moved by drawn residuals if there are any."""
+def _best(cell: dict[float, dict[int, float]], moved_R: np.ndarray | float = 0.0) -> float:
+  """The loss at the vertex through the mean losses of rates in their order, each moved by so much."""
   rates = sorted(cell)
   means = np.array([np.mean(list(cell[rate].values())) for rate in rates])
-  if residuals is not None:
-    means = means + [rng.choice(residuals, len(cell[rate])).mean() for rate in rates]
-  return vertex_loss(np.array(rates), means)
+  return vertex_loss(np.array(rates), means + moved_R)
+
+
+def _moved(
+  cell: dict[float, dict[int, float]], residuals: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+  """Best losses [SAMPLES], each with the means moved by as many drawn residuals as there are seeds."""
+  moved_SRN = rng.choice(residuals, (SAMPLES, len(cell), len(next(iter(cell.values())))))
+  return np.array([_best(cell, moved_R) for moved_R in moved_SRN.mean(axis=2)])

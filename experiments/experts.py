@@ -14,6 +14,8 @@ Not run: --scale gpu.
 Done when the intervals of the multiplier at the largest budget, with E shared and free, leave out 1.
 """
 
+import math
+
 from experiments import race
 from experiments.report.claims import Claim
 from experiments.sweep import Run
@@ -32,8 +34,8 @@ BEST = {"dense": 1.6e-2, "experts": 1.1e-2}  # vertices of --scale lr: 1.5e-2, 1
 MULTIPLIER = "compute multiplier of experts against dense, E shared"
 claims = (
   Claim(
-    MULTIPLIER, 1.0, "Tian et al. 2025, arXiv:2507.17702: above 1, the more the fewer are active",
-    interval=(1.0, 100.0),
+    MULTIPLIER, 1.0, "Tian et al. 2025, arXiv:2507.17702: the more the fewer are active",
+    interval=(1.0, math.inf),
   ),
 )  # fmt: skip
 

@@ -32,7 +32,7 @@ SEEDS = (0, 1)
 STABLE = {"off": {}, "on": {"model.qk_norm": True, "objective.z_loss": 1e-4}}
 CHANGE = "sensitivity with qk-norm and z-loss less without, at the largest width (nats)"
 claims = (
-  Claim(CHANGE, 0.0, "Wortsman et al. 2023, arXiv:2309.14322 §3: below 0", interval=(-10.0, 0.0)),
+  Claim(CHANGE, 0.0, "Wortsman et al. 2023, arXiv:2309.14322 §3", interval=(-math.inf, 0.0)),
 )
 
 

@@ -214,6 +214,24 @@ def test_a_verdict_reads_our_interval_against_the_claimed_range(interval, word, 
   assert verdict(ranged, Estimate(value, interval)).word == word
 
 
+@pytest.mark.parametrize(
+  ("interval", "word", "why"),
+  [
+    ((0.1, 0.4), "agrees", "our interval [0.1, 0.4] lies above 0"),
+    ((-0.4, -0.1), "differs", "our interval [-0.4, -0.1] lies below 0"),
+    ((-0.1, 0.4), "consistent", "our interval [-0.1, 0.4] holds 0"),
+    (None, "cannot tell", "our 0.3 is above 0 but has no interval"),
+  ],
+)
+def test_a_claim_may_be_of_one_side(interval, word, why):
+  claim = Claim("a", 0.0, "someone", interval=(0.0, math.inf))
+  value = 0.3 if interval is None else sum(interval) / 2
+  judged = verdict(claim, Estimate(value, interval))
+  assert (judged.word, judged.why) == (word, why)
+  assert claim.said == "above 0"
+  assert Claim("a", 0.0, "someone", interval=(-math.inf, 0.0)).said == "below 0"
+
+
 def test_a_missing_or_wild_estimate_cannot_tell():
   claim = Claim("a", 0.5, "someone", tolerance=0.05)
   assert verdict(claim, None).word == "cannot tell"

@@ -80,7 +80,7 @@ def fit(options) -> None:
   print_results(results)
   if not (options.csv or options.curves or options.mixture or options.law) and experiment.claims:
     print()
-    columns = ("what", "claimed", "source", "ours", "verdict", "why")
+    columns = ("what", "published", "source", "ours", "verdict", "why")
     tables.show(verdicts(experiment.claims, results), columns, "claims")
 
 

@@ -108,8 +108,9 @@ def _of_claims(claims: Sequence, results: Mapping) -> str:
     word = verdict(claim, ours).word
     figure = f"{formula(claim.what)} = {estimate((ours.value, ours.interval), _number)}"
     figure = f"<b>{figure}</b>" if i == 0 else figure
-    source = re.split(r"[,:§]", claim.source)[0].strip()
-    parts.append(f"{figure}, which {WORDS[word]} {_number(claim.value)} ({escape(source)})")
+    source = re.split(r"[,§]|:(?!\d)", claim.source)[0].strip()
+    theirs = f"a number {claim.said}" if claim.one_sided else _number(claim.value)
+    parts.append(f"{figure}, which {WORDS[word]} {theirs} ({escape(source)})")
   return "; ".join(parts) + "." if parts else ""
 
 

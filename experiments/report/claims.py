@@ -35,7 +35,7 @@ class Claim:
     value: the number as printed.
     source: where, as "Author Year, arXiv:xxxx §n".
     tolerance: half-width of the range that counts as the same number; exclusive with `interval`.
-    interval: (low, high) where the source prints one.
+    interval: (low, high) where the source prints one; with an infinity where it says "above" or "below".
   """
 
   what: str
@@ -58,6 +58,19 @@ class Claim:
       return self.interval
     return self.value - self.tolerance, self.value + self.tolerance
 
+  @property
+  def one_sided(self) -> bool:
+    """Whether the source says "above" or "below" a number."""
+    return not all(map(math.isfinite, self.range))
+
+  @property
+  def said(self) -> str:
+    """The number as printed, or such as "above 1"."""
+    low, high = self.range
+    if not self.one_sided:
+      return f"{self.value:.4g}"
+    return f"above {low:.4g}" if math.isfinite(low) else f"below {high:.4g}"
+
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
@@ -79,16 +92,18 @@ def verdict(claim: Claim, ours: Estimate | None) -> Verdict:
     return Verdict("cannot tell", f"our estimate is {ours.value}")
   low, high = claim.range
   theirs = _shown(claim.range)
+  within = claim.said if claim.one_sided else f"within {theirs}"
   if ours.interval is None:
-    where = "within" if low <= ours.value <= high else "outside"
-    return Verdict("cannot tell", f"our {ours.value:.4g} is {where} {theirs} but has no interval")
+    outside = "" if low <= ours.value <= high else "not "
+    return Verdict("cannot tell", f"our {ours.value:.4g} is {outside}{within} but has no interval")
   our_low, our_high = ours.interval
   mine = _shown(ours.interval)
   if our_high < low or our_low > high:
     side = "below" if our_high < low else "above"
-    return Verdict("differs", f"our interval {mine} lies {side} {theirs}")
+    end = f"{low if our_high < low else high:.4g}" if claim.one_sided else theirs
+    return Verdict("differs", f"our interval {mine} lies {side} {end}")
   if low <= our_low and our_high <= high:
-    return Verdict("agrees", f"our interval {mine} lies within {theirs}")
+    return Verdict("agrees", f"our interval {mine} lies {within}")
   times = (our_high - our_low) / (high - low) if high > low else math.inf
   wide = f", though it is {times:.2g} times as wide as {theirs}" if 1 < times < math.inf else ""
   if our_low <= claim.value <= our_high:
@@ -100,7 +115,7 @@ def verdict(claim: Claim, ours: Estimate | None) -> Verdict:
 
 
 def verdicts(claims: Sequence[Claim], results: Mapping[str, object]) -> list[dict[str, object]]:
-  """One row a claim: what, claimed, range, source, ours (as text), verdict, why.
+  """One row a claim: what, claimed, range, published (in words), source, ours (as text), verdict, why.
 
   Args:
     claims: of an experiment.
@@ -120,6 +135,7 @@ def verdicts(claims: Sequence[Claim], results: Mapping[str, object]) -> list[dic
         "what": claim.what,
         "claimed": claim.value,
         "range": claim.range,
+        "published": claim.said,
         "source": claim.source,
         "ours": ours and shown(ours),
         "verdict": judged.word,

@@ -205,13 +205,14 @@ def _findings(page: Page, experiment: Experiment, results: Mapping, why_not: str
     page.absent(why_not)
   if experiment.claims:
     rows = []
-    for row in verdicts(experiment.claims, results):
+    for claim, row in zip(experiment.claims, verdicts(experiment.claims, results), strict=True):
       ours = results.get(row["what"])
       ours = (ours.value, ours.interval) if ours else (None, None)
-      rows.append({**row, "claimed": (row["claimed"], row["range"]), "ours": ours})
+      printed = claim.said if claim.one_sided else estimate((claim.value, claim.range), _plain)
+      rows.append({**row, "published": printed, "ours": ours})
     columns = {
       "what": ("quantity", escape),
-      "claimed": ("published [range]", _as_printed),
+      "published": ("published [range]", str),
       "source": ("source", escape),
       "ours": ("ours [95 %]", estimate),
       "verdict": ("verdict", _verdict),
@@ -486,8 +487,8 @@ def _as(key: str):
   return lambda value: escape(cell(key, value))
 
 
-def _as_printed(pair: tuple) -> str:
-  return estimate(pair, lambda v: f"{v:.4g}")
+def _plain(value: float) -> str:
+  return f"{value:.4g}"
 
 
 def _how(estimate) -> str:

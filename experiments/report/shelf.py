@@ -105,7 +105,7 @@ def part(study: str, results: Mapping) -> str:
   for claim in experiment.claims:
     ours = results.get(claim.what)
     said = verdict(claim, ours).word
-    lines.append(f"| {claim.what} | {_shown(ours)} | {claim.value:g} ({claim.source}) | {said} |")
+    lines.append(f"| {claim.what} | {_shown(ours)} | {claim.said} ({claim.source}) | {said} |")
   flops = power(sum(row["flops_6ND"] for row in rows)).replace("×", "x")
   about = STUDIES[study]
   lines += ["", f"{number_of(len(rows), 'run')}, {flops} FLOPs (6ND) in all, {about.cost}: "
