@@ -66,12 +66,12 @@ def test_the_ledger_finds_runs_below_a_root_in_natural_order(root):
 
 def test_the_ledger_of_a_url_is_the_ledger_of_the_folder(root):
   memory = fsspec.filesystem("memory")
-  memory.put(str(root), "/bucket/runs", recursive=True)
-  there, here = ledger.read_ledger("memory://bucket/runs"), ledger.read_ledger(str(root))
+  memory.put(str(root), "/ledgers/runs", recursive=True)
+  there, here = ledger.read_ledger("memory://ledgers/runs"), ledger.read_ledger(str(root))
   assert len(there) == 6
   for a, b in zip(there, here, strict=True):
     assert {**a, "path": ""} == {**b, "path": ""}
-  assert there.rows[0]["path"] == "memory://bucket/runs/bad"
+  assert there.rows[0]["path"] == "memory://ledgers/runs/bad"
 
 
 def test_a_process_that_is_gone_leaves_a_stopped_run(root, tmp_path):
