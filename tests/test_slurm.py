@@ -32,7 +32,7 @@ def test_a_run_gets_its_devices_as_tasks_of_whole_nodes():
   assert slurm.layout(1, 0) == {"ntasks": 1} and slurm.layout(4, 0) == {"ntasks": 4}
   assert slurm.layout(2, 8) == {"nodes": 1, "ntasks-per-node": 2, "gpus-per-node": 2}
   assert slurm.layout(32, 8) == {"nodes": 4, "ntasks-per-node": 8, "gpus-per-node": 8}
-  with pytest.raises(ConfigError, match=r"mesh=\(12 devices\).*the 8 GPUs of a node; use 16"):
+  with pytest.raises(ConfigError, match=r"mesh=\(12 devices\).*a node's 8 GPUs; use 16"):
     slurm.layout(12, 8)
 
 
