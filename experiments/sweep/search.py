@@ -9,7 +9,7 @@ import itertools
 import json
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -231,6 +231,7 @@ def sweep_from_text(
   twice = [key for key in axes if key in fixed]
   if twice:
     raise ConfigError(f"set={twice[0]}: is in a grid too; choose one of the two")
+  _check_count(map(len, axes.values()))
   parts = [grid(axes)]
   if random:
     count, *texts = random
@@ -260,9 +261,14 @@ def sweep_from_text(
   else:
     digest = hashlib.sha256(json.dumps(spec).encode()).hexdigest()[:6]
     name = f"{pathlib.Path(config.replace('.py', '').replace(':', '-')).name}-{digest}"
-  check_within("runs", math.prod(map(len, parts)), f"[0, {MOST_RUNS}]", "a smaller grid")
+  _check_count(map(len, parts))
   runs = [Run(run_name(setting), {**fixed, **setting}, config) for setting in product(*parts)]
   return make_experiment(name, runs, halving=halving and parse_halving(halving))
+
+
+def _check_count(sizes: Iterable[int]) -> None:
+  """ConfigError where a product of so many settings each is more than a sweep may hold."""
+  check_within("runs", math.prod(sizes), f"[0, {MOST_RUNS}]", "a smaller grid")
 
 
 def check_name(name: str) -> None:
