@@ -20,7 +20,7 @@ from configs import default
 #          width depth heads seq_len vocab  batch peak_lr steps
 SIZES = {
   "smoke": (32, 2, 2, 32, 512, 16, 1e-2, 60),
-  "tiny": (128, 2, 4, 64, 8192, 64, 5e-3, 5500),
+  "tiny": (128, 2, 4, 64, 8192, 64, 5e-3, 18_000),
   "mini": (256, 4, 4, 128, 8192, 32, 1e-3, 20_000),
   "small": (512, 4, 8, 128, 30_522, 256, 5e-4, 250_000),
   "base": (768, 12, 12, 512, 30_522, 256, 1e-4, 1_000_000),
@@ -99,7 +99,7 @@ def get_config(size: str = "smoke"):
       config.optim.name = "muon"
       config.optim.init_scale = 4.0
       config.optim.warmup_frac = 0.02
-      config.eval.every_steps = 500
+      config.eval.every_steps = 1500
     if size == "smoke":
       config.data.sources = ("synthetic:markov-64-s1",)
       config.data.tokenizer = "byte"
