@@ -72,8 +72,7 @@ def evaluate_sets(
   results = [{} for _ in range(n_runs)]
   for name, batches in sets.items():
     parts, carried = [], programs.begin_eval(params, extra)
-    numbers = range(len(batches))
-    for number in numbers if label is None else counted(numbers, label):
+    for number in counted(range(len(batches)), label):
       read = functools.partial(batches.at, number)
       batch = sharding.put_rows(read, batches.batch_size, programs.eval_sharding)
       sums, carried = programs.evaluate(params, carried, batch, hparams)
@@ -194,8 +193,7 @@ def _open(workdir: pathlib.Path, cfg: Config, renamed: Config, data: str | None)
   if classes is not None and classes != len(labels):
     raise ConfigError(
       f"workdir={workdir}: its {number_of(classes, 'class')} came without names (id2label in "
-      "config.json), so no "
-      "label can be told; add them and import it again"
+      "config.json), so no label can be told; add them and import it again"
     )
   return kind.untrained(renamed, load_tokenizer(workdir / "tokenizer"), labels)
 

@@ -108,7 +108,8 @@ def whole_folder(
 ) -> Iterator[pathlib.Path]:
   """Within, a folder to write to; what is in it lies in `folder` at the end, config.json after all others.
 
-  So a folder with a config.json is whole. Where something stops it, `folder` is what it was.
+  So a folder with a config.json is whole. What stops it before the end leaves `folder` as it was; what stops
+  the renames at the end leaves it without config.json.
 
   Args:
     option: of the command line that names it.

@@ -5,7 +5,7 @@ import errno
 import math
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_ROOM_WORDS = tuple(map(os.strerror, NO_ROOM))
@@ -29,14 +29,23 @@ def first_line(error: BaseException) -> str:
   return lines[0].strip()[:200] if lines else type(error).__name__
 
 
+def chain(error: BaseException) -> Iterator[BaseException]:
+  """The error and those that it comes from, the last one first."""
+  seen: BaseException | None = error
+  while seen is not None:
+    yield seen
+    seen = seen.__cause__ or seen.__context__
+
+
 def no_room(error: BaseException) -> str:
-  """The system's words where the error says that a disk is full, whoever raised it; else ""."""
-  if isinstance(error, OSError) and error.errno in NO_ROOM:
-    return os.strerror(error.errno)
-  found = (
-    word for word in NO_ROOM_WORDS if word in str(error)
-  )  # of libraries with errors of their own
-  return next(found, "") if isinstance(error, Exception) else ""
+  """The system's words where the error, or one that it comes from, says that a disk is full; else ""."""
+  for each in chain(error):
+    if isinstance(each, OSError) and each.errno in NO_ROOM:
+      return os.strerror(each.errno)
+    for words in NO_ROOM_WORDS:  # libraries have errors of their own, which quote the system's
+      if words in str(each):
+        return words
+  return ""
 
 
 def suggest(name: str, names) -> str:

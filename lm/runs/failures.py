@@ -5,7 +5,7 @@ import functools
 import sys
 from collections.abc import Callable, Sequence
 
-from lm.config.errors import NO_ROOM, NO_ROOM_WORDS, ConfigError, first_line
+from lm.config.errors import ConfigError, chain, first_line, no_room
 from lm.config.schema import Config
 from lm.plan.run_plan import Plan
 from lm.runs import lock, room, rundir
@@ -59,9 +59,9 @@ def end_runs(error: BaseException, runs: Sequence[RunWriter], cfg: Config, plan:
   saved = {step for run in runs for step in rundir.checkpoint_steps(run.workdir)}
   last = f"step {max(saved)}" if saved else "the beginning"
   # A full disk first: TensorStore calls that RESOURCE_EXHAUSTED too.
-  if (isinstance(error, OSError) and error.errno in NO_ROOM) or _is(error, NO_ROOM_WORDS):
+  if no_room(error):
     reason = f"no room left on the disk; free some, and the same command goes on from {last}"
-  elif _is(error, NO_MEMORY_WORDS) or isinstance(error, MemoryError):
+  elif _no_memory(error):
     reason = f"out of memory: {room.would_fit(cfg, plan)}"
   else:
     _end(runs, "failed", f"{type(error).__name__}: {first_line(error)}")
@@ -72,17 +72,13 @@ def end_runs(error: BaseException, runs: Sequence[RunWriter], cfg: Config, plan:
   return 1
 
 
-def _is(error: BaseException, words: Sequence[str]) -> bool:
-  """Whether the error, or one that it comes from, says any of these words."""
-  seen: BaseException | None = error
-  while seen is not None:
-    if any(word in str(seen) for word in words):
-      return True
-    seen = seen.__cause__ or seen.__context__
-  return False
-
-
 def _end(runs: Sequence[RunWriter], status: str, reason: str | None) -> None:
   for run in runs:
     with contextlib.suppress(Exception):  # a full disk takes no last words either
       run.end(status, reason)
+
+
+def _no_memory(error: BaseException) -> bool:
+  """Whether the error, or one that it comes from, says that memory is out."""
+  said = (str(each) for each in chain(error))
+  return isinstance(error, MemoryError) or any(w in text for text in said for w in NO_MEMORY_WORDS)

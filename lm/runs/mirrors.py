@@ -31,7 +31,6 @@ def check_mirrors(cfg: LogConfig) -> None:
   wandb_mode(cfg.wandb)
   for name in cfg.mirrors:
     check_choice("log.mirrors", name, MIRRORS)
-  for name in cfg.mirrors:
     package = MIRRORS[name].package
     if importlib.util.find_spec(package) is None:
       raise ConfigError(

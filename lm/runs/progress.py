@@ -10,9 +10,9 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def counted(items: Sequence[T], label: str) -> Iterable[T]:
-  """The items in their order; a bar with the time left stands on stderr meanwhile, if that is a terminal."""
-  if not sys.stderr.isatty():
+def counted(items: Sequence[T], label: str | None) -> Iterable[T]:
+  """The items in their order; a bar with a label and the time left stands on stderr if that is a terminal."""
+  if label is None or not sys.stderr.isatty():
     return items
   from rich.console import Console
   from rich.progress import track

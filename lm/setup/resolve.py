@@ -170,9 +170,8 @@ def _check_split(model: ModelConfig, mesh: MeshConfig, vocab_size: int) -> None:
   """ConfigError unless every axis of the model that the mesh splits divides."""
   for axis, sizes in family_of(model).splits(model).items():
     for key, size in sizes.items():
-      least = (
-        vocab_size if key == "model.vocab_size" else 1
-      )  # a smaller model has no room for the tokenizer
+      # A vocabulary smaller than the tokenizer's is no remedy.
+      least = vocab_size if key == "model.vocab_size" else 1
       check_divisible(key, size, getattr(mesh, axis), f"mesh.{axis}", least)
 
 
