@@ -192,6 +192,17 @@ def test_no_text_without_labels_is_proposed_to_score_it_on(source, tmp_path):
   assert not any("--data" in command for command in commands)
 
 
+ANY_TEXT = ("smoke", "bert", "t5", "word2vec", "lstm")  # of configs/
+
+
+@pytest.mark.parametrize("spec", [*ANY_TEXT, "glove", "squad", "tagging", "transformer"])
+def test_a_run_proposes_another_text_only_where_any_will_do(spec, tmp_path):
+  write_json(tmp_path / "config.json", dataclasses.asdict(load_config(f"configs/{spec}.py", {})))
+  commands = summary._next_commands(tmp_path, ["train.py"])
+  proposed = any("--data python --max_tokens" in command for command in commands)
+  assert proposed == (spec in ANY_TEXT)
+
+
 def test_keys_of_labelled_texts_are_refused_elsewhere():
   with pytest.raises(ConfigError, match=r"data\.token_dropout=0\.1: is for labelled texts"):
     load_config("configs/smoke.py", {"data.token_dropout": 0.1})

@@ -60,6 +60,7 @@ class Kind:
     mean_units: (data, config) -> units that a row holds on average; None where that is units_per_row.
     full_rows: config -> whether mean_units is None whatever the data holds (but for each source's last row).
     check: raises ConfigError for a config that makes no sense.
+    any_text: whether `extra_set` takes any text, such as "python".
     labelled: whether its records have labels; the keys of data.* for such are refused where not.
     untrained: (config, tokenizer, labels) -> data that `extra_set` takes, without any of its own: of a model
       that came from elsewhere; None where `open` needs no more than the config.
@@ -78,6 +79,7 @@ class Kind:
   mean_units: Callable[[Any, Config], float | None] = lambda data, cfg: None
   full_rows: Callable[[Config], bool] = lambda cfg: False
   check: Callable[[Config], None] = lambda cfg: None
+  any_text: bool = False
   labelled: bool = False
   untrained: Callable[[Config, Any, tuple[str, ...]], Any] | None = None
 
@@ -134,6 +136,7 @@ TOKENS = Kind(
   train=_train_tokens,
   held_out=lambda corpus: corpus.val,
   extra_set=lambda corpus, source: corpus.extra(source),
+  any_text=True,
   evaluate=_eval_tokens,
   units_per_row=lambda cfg: cfg.model.seq_len,
   mean_units=_mean_tokens,
@@ -193,6 +196,7 @@ SPANS = Kind(
   train=spans.SpanBatches,
   held_out=lambda data: spans.SpanSet(data.corpus.val, data.tokenizer),
   extra_set=lambda data, source: spans.SpanSet(data.corpus.extra(source), data.tokenizer),
+  any_text=True,
   evaluate=_eval_spans,
   units_per_row=spans.units_per_row,
   check=spans.check_spans,
@@ -251,6 +255,7 @@ MASKED = Kind(
   train=masked.MaskedBatches,
   held_out=lambda data: masked.MaskedSet(data.corpus.val, data.marks),
   extra_set=lambda data, source: masked.MaskedSet(data.corpus.extra(source), data.marks),
+  any_text=True,
   evaluate=masked.MaskedEval,
   units_per_row=masked.room,
   mean_units=masked.mean_masked,
@@ -277,6 +282,7 @@ CONTEXTS = Kind(
   train=contexts.train_contexts,
   held_out=lambda words: contexts.WordSet(words.corpus.val, words),
   extra_set=lambda words, source: contexts.WordSet(words.corpus.extra(source), words),
+  any_text=True,
   evaluate=contexts.eval_contexts,
   units_per_row=lambda cfg: cfg.model.seq_len,
   mean_units=contexts.mean_words,

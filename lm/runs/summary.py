@@ -106,8 +106,7 @@ def _next_commands(workdir: pathlib.Path, argv: Sequence[str]) -> list[str]:
     f"{workdir}-lr{rate}",
   ]
   generate = ["python", "-m", "lm.generate", "--workdir", str(workdir), "--prompt"]
-  own = kind_of(cfg).labelled or family_of(cfg.model).reads_source  # not any text will do
-  other = [] if own else ["--data", "python", "--max_tokens", "500000"]  # of millions
+  other = ["--data", "python", "--max_tokens", "500000"] if kind_of(cfg).any_text else []
   return [
     *([shlex.join([*generate, cfg.sample.prompt])] if family_of(cfg.model).init_cache else []),
     shlex.join(["python", "-m", "lm.evaluate", "--workdir", str(workdir), *other]),
