@@ -26,7 +26,7 @@ from lm.runs.load import refuse_router_biases
 from lm.setup.resolve import kind_of
 from lm.training.compile_cache import keep_compiled
 
-COPIED = ("tokenizer", "imported.json")  # of the run directory
+COPIED = ("tokenizer", rundir.IMPORTED)  # of the run directory
 
 
 class Asked(NamedTuple):

@@ -30,7 +30,6 @@ from lm.setup.resolve import resolve
 
 REPO = pathlib.Path(__file__).parent.parent.parent
 CONFIG = REPO / "configs/default.py"
-IMPORTED = "imported.json"  # in a run directory: the config.json that its model came with
 KEPT = ("bos_token_id", "eos_token_id", "pad_token_id")  # what an export says again of it
 
 
@@ -118,7 +117,7 @@ def _make_run(
   lies = (workdir / path.relative_to(made)).resolve()
   cfg = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, tokenizer_path=str(lies)))
   run = rundir.open_run(made, cfg, {"labels": classes_of(hf_config)})
-  write_json(made / IMPORTED, hf_config)
+  write_json(made / rundir.IMPORTED, hf_config)
   checkpoints = Checkpointer(made, cfg.checkpoint, rundir.origin(cfg, {}))
   checkpoints.save({"params": params if cfg.model.scan_layers else unstack_layers(params)}, 0)
   checkpoints.close()
@@ -140,7 +139,7 @@ def export_run(
     dtype: of the weights: float32 | bfloat16 | float16.
   """
   cfg = rundir.read_config(workdir)
-  came = read_json(workdir / IMPORTED) if (workdir / IMPORTED).is_file() else {}
+  came = read_json(workdir / rundir.IMPORTED) if (workdir / rundir.IMPORTED).is_file() else {}
   refuse_router_biases(cfg, "are in no Hugging Face folder")
   params, _ = load_params(workdir, checkpoint)
   if kind is not None and kind not in (*ARCHITECTURES, *MODELS):

@@ -34,6 +34,7 @@ RUN_TYPES = {
   "rewinds": list,
 }  # fmt: skip
 # Keys whose resolved value follows the data where rows are not full.
+IMPORTED = "imported.json"  # of an imported run: the config.json that its model came with
 OF_DATA = ("train.tokens", "train.tokens_per_param", "train.flops", "train.steps")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "tokenizers")
 
@@ -266,7 +267,7 @@ def read_config(workdir: pathlib.Path) -> Config:
 
 def _with_tokenizer(cfg: Config, workdir: pathlib.Path) -> Config:
   """The config with the tokenizer files that an import left in the run, wherever the run was when it did."""
-  if cfg.data.tokenizer_path is None:
+  if cfg.data.tokenizer_path is None or not (workdir / IMPORTED).is_file():
     return cfg
   inside, name = workdir.resolve() / "tokenizer", pathlib.Path(cfg.data.tokenizer_path).name
   here = inside if name == inside.name and (inside / "vocab.json").is_file() else inside / name
