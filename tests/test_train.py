@@ -69,6 +69,16 @@ def test_a_run_from_before_a_key_is_done_evaluated_and_goes_on(whole, tmp_path):
   assert "done" in run(old)  # and is not trained again
 
 
+def test_a_run_with_anothers_saved_tokenizer_is_done_under_the_same_command(whole, tmp_path):
+  """Every run keeps a copy of its tokenizer, which is not taken for what its config names."""
+  saved = whole / "tokenizer" / "vocabulary.json"
+  settings = {"data__tokenizer_path": str(saved), "train__steps": 2, "eval__every_steps": 2}
+  first = run(tmp_path, **settings)
+  assert (tmp_path / "tokenizer" / saved.name).is_file() and "step 2/2" in first
+  assert rundir.read_config(tmp_path).data.tokenizer_path == str(saved)
+  assert "step 2/2" not in run(tmp_path, **settings)
+
+
 @pytest.mark.parametrize("study", ["chinchilla", "lr_sweep"])
 def test_runs_of_committed_ledgers_keep_their_identity_when_keys_are_added(study):
   rows = read_ledger(f"experiments/results/{study}/ledger.jsonl").rows
