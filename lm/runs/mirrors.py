@@ -29,8 +29,9 @@ MIRRORS = {
 def check_mirrors(cfg: LogConfig) -> None:
   """ConfigError for a mirror that there is not, where its package is missing, or WANDB_MODE is no mode."""
   wandb_mode(cfg.wandb)
-  for name in cfg.mirrors:
+  for name in cfg.mirrors:  # all of them, before any is asked to be installed
     check_choice("log.mirrors", name, MIRRORS)
+  for name in cfg.mirrors:
     package = MIRRORS[name].package
     if importlib.util.find_spec(package) is None:
       raise ConfigError(
