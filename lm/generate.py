@@ -22,7 +22,7 @@ from lm.config.errors import ConfigError, check_within
 from lm.config.schema import Config
 from lm.data.tokenizers import load_tokenizer
 from lm.models.beam import make_beam_search
-from lm.models.decoding import Sampling, make_generator, prompt_ids, room_after
+from lm.models.decoding import Drawn, Sampling, draw_texts, make_generator, prompt_ids, room_after
 from lm.models.registry import family_of
 from lm.runs import bucket, rundir
 from lm.runs.checkpoint import load_params
@@ -58,7 +58,7 @@ def main(argv: list[str]) -> int:
     "--min_p", type=float, default=0.0, help="drop below this times the likeliest"
   )
   parser.add_argument("--repetition_penalty", type=float, default=1.0, help="above 1 repeats less")
-  parser.add_argument("--stop", help="cut the text before this string")
+  parser.add_argument("--stop", help="texts end before this string")
   parser.add_argument("--seed", type=int, default=0, help="of the draws")
   parser.add_argument("--json", action="store_true", help="one JSON object a sample")
   options, unknown = parser.parse_known_args(argv)
@@ -94,14 +94,12 @@ def main(argv: list[str]) -> int:
     if options.beams:
       search = make_beam_search(cfg.model, max_new, options.beams, t.vocab_size)
       found = search(params, encoded, options.length_penalty, t.eot_id, t.start_id)
-      drawn = [best.ids for row in found for best in row[:n]]
+      drawn = [Drawn(best.ids, t.decode(best.ids)) for row in found for best in row[:n]]
     else:
       generate = make_generator(cfg.model, max_new, n_tokens=t.vocab_size)
-      drawn = generate(params, encoded, sampling, seed, t.eot_id, t.start_id)
-    for index, ids in enumerate(drawn):
-      prompt, text = prompts[index // n], tokenizer.decode(ids)
-      if options.stop and options.stop in text:
-        text = text[: text.index(options.stop)]
+      drawn = draw_texts(generate, params, encoded, sampling, seed, t, options.stop)
+    for index, (ids, text) in enumerate(drawn):
+      prompt = prompts[index // n]
       if options.json:
         print(json.dumps({"prompt": prompt, "text": text, "tokens": len(ids), "step": step}))
       else:

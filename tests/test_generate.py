@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from lm.config.errors import ConfigError
+from lm.data.tokenizers import ByteTokenizer
 from lm.generate import check_sampling, main
-from lm.models.decoding import NEG, Sampling, filter_logits, make_generator
+from lm.models.decoding import NEG, Sampling, draw_texts, filter_logits, make_generator
 from lm.models.registry import make_model
 from lm.models.trees import init_params
 from tests.test_step import config
@@ -87,6 +88,35 @@ def test_seed_decides_the_draws_and_greedy_ignores_it(small):
   assert draw(2.0, 1) == draw(2.0, 1)
   assert any(draw(2.0, 1) != draw(2.0, seed) for seed in (2, 3, 4))
   assert draw(0.0, 1) == draw(0.0, 2)
+
+
+class Letters(ByteTokenizer):
+  """Each byte is a letter."""
+
+  def decode(self, ids):
+    return bytes(i for i in ids if i < 256).decode("latin1")
+
+
+class Marked(Letters):
+  """Letters, of which two are written with a mark that longer texts have not."""
+
+  def decode(self, ids):
+    return super().decode(ids) + "\u0100" * (len(ids) == 2)
+
+
+def test_rows_end_at_a_token_that_holds_the_stop(small):
+  cfg, _, params = small
+  generate, hot = make_generator(cfg, 8), Sampling(temperature=3.0)
+  draw = lambda t, stop: draw_texts(generate, params, [[EOT, 5], [EOT, 7]], hot, 1, t, stop)
+  free = draw(Letters(), None)
+  letters = [row.text[2] for row in free]
+  for stop in (letters[0], letters[1], free[0].text[1:4]):
+    held = draw(Letters(), stop)
+    assert [row.text for row in held] == [row.text.split(stop)[0] for row in free]
+    for row, whole in zip(held, free, strict=True):
+      ended = len(stop) == 1 and stop in whole.text
+      assert row.ids == (whole.ids[: whole.ids.index(ord(stop)) + 1] if ended else whole.ids)
+  assert draw(Marked(), "\u0100") == free  # each token holds it, the texts do not
 
 
 def test_too_long_a_prompt_is_an_error(small):

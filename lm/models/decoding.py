@@ -82,8 +82,8 @@ class _Decoding(NamedTuple):
   cache: Any
   logits_BV: jax.Array  # of the next token
   seen_BV: jax.Array  # bool, tokens that a repetition penalty counts
-  done_B: jax.Array  # bool, rows that have drawn eot_id
-  lengths_B: jax.Array  # int32, tokens before it
+  done_B: jax.Array  # bool, rows that are finished
+  lengths_B: jax.Array  # int32, tokens before eot_id
   tokens_BN: jax.Array  # int32, eot_id where nothing is drawn
 
 
@@ -173,7 +173,8 @@ def make_generator(
   """A compiled `generate(params, prompts, sampling, seed, eot_id, start_id) -> new tokens of each prompt`.
 
   Prompts of different lengths go together: each row has its own place in the cache. A row that draws
-  eot_id is finished and ends before it. Greedy output does not depend on what else is
+  eot_id is finished and ends before it; one that draws a token of `ends`, ids, none
+  if not given, ends with it. Greedy output does not depend on what else is
   in the batch. start_id, 0 if not given, is read where prompts are sources (lm.models.family.Family).
 
   Args:
@@ -187,7 +188,7 @@ def make_generator(
   everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())
 
   @functools.partial(jax.jit, static_argnames=("eot_id", "start_id"), out_shardings=everywhere)
-  def run(params, prompts_BP, lengths_B, sampling, seed, eot_id, start_id):
+  def run(params, prompts_BP, lengths_B, sampling, seed, ends_V, eot_id, start_id):
     key, variables = jax.random.key(seed), {"params": params}
     batch = prompts_BP.shape[0]
     cache, logits_BV, seen_BV = begin(model, params, prompts_BP, lengths_B, max_new, start_id)
@@ -202,7 +203,7 @@ def make_generator(
     def body(now: _Decoding) -> _Decoding:
       logits_BV = known_only(now.logits_BV, n_tokens)
       next_B = draw(logits_BV, now.seen_BV, jax.random.fold_in(key, now.step))
-      done_B = now.done_B | (next_B == eot_id)
+      past_B = now.done_B | (next_B == eot_id)
       logits_B1V, cache = model.apply(
         variables, jnp.expand_dims(next_B, 1), now.cache, method="decode"
       )
@@ -211,9 +212,9 @@ def make_generator(
         cache=cache,
         logits_BV=logits_B1V[:, 0],
         seen_BV=now.seen_BV.at[rows_B, next_B].set(True),
-        done_B=done_B,
-        lengths_B=now.lengths_B + (~done_B).astype(jnp.int32),
-        tokens_BN=now.tokens_BN.at[:, now.step].set(jnp.where(done_B, eot_id, next_B)),
+        done_B=past_B | ends_V[next_B],
+        lengths_B=now.lengths_B + (~past_B).astype(jnp.int32),
+        tokens_BN=now.tokens_BN.at[:, now.step].set(jnp.where(past_B, eot_id, next_B)),
       )
 
     def going(now: _Decoding):
@@ -232,14 +233,60 @@ def make_generator(
     seed: int,
     eot_id: int,
     start_id: int = 0,
+    ends: Sequence[int] = (),
   ):
     padded, lengths = pad_prompts(cfg, prompts, max_new, eot_id)
     numbers = Sampling(
       *(np.asarray(v, np.int32 if isinstance(v, int) else np.float32) for v in sampling)
     )
-    tokens, counts = run(params, padded, lengths, numbers, np.int32(seed), eot_id, start_id)
+    ends_V = np.zeros(model.cfg.vocab_size, bool)
+    ends_V[np.asarray(ends, np.int32)] = True
+    tokens, counts = run(params, padded, lengths, numbers, np.int32(seed), ends_V, eot_id, start_id)
     return [
       list(map(int, t[:n])) for t, n in zip(np.asarray(tokens), np.asarray(counts), strict=True)
     ]
 
   return generate
+
+
+class Drawn(NamedTuple):
+  """What is drawn after a prompt."""
+
+  ids: list[int]
+  text: str
+
+
+def draw_texts(
+  generate: Callable[..., list[list[int]]],
+  params: Any,
+  prompts: Sequence[Sequence[int]],
+  sampling: Sampling,
+  seed: int,
+  tokenizer: Any,
+  stop: str | None = None,
+) -> list[Drawn]:
+  """Texts from a generator of `make_generator`; each ends before the first `stop` in it.
+
+  A row ends with a token that holds `stop`, so that none goes on in vain; where `stop` lies over several
+  tokens the row goes on, and is cut.
+  """
+  t, decode = tokenizer, tokenizer.decode
+  arguments = (params, prompts, sampling, seed, t.eot_id, t.start_id)
+  if stop is None:
+    return [Drawn(ids, decode(ids)) for ids in generate(*arguments)]
+  ends = _holding(t, stop)
+  drawn = [(ids, decode(ids)) for ids in generate(*arguments, sorted(ends))]
+  if any(ids and ids[-1] in ends and stop not in text for ids, text in drawn):
+    drawn = [
+      (ids, decode(ids)) for ids in generate(*arguments)
+    ]  # as the token reads otherwise there
+  return [Drawn(ids, text.split(stop)[0]) for ids, text in drawn]
+
+
+@functools.lru_cache(maxsize=8)
+def _holding(tokenizer: Any, text: str) -> frozenset[int]:
+  """Tokens that hold a text where they follow another token."""
+  before = list(tokenizer.encode("a"))[:1]
+  written = len(tokenizer.decode(before))
+  added = lambda token: tokenizer.decode([*before, token])[written:]
+  return frozenset(token for token in range(tokenizer.vocab_size) if text in added(token))

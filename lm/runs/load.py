@@ -10,7 +10,7 @@ from lm.config.errors import ConfigError
 from lm.config.schema import Config
 from lm.data.tokenizers import load_tokenizer
 from lm.models.beam import make_beam_search
-from lm.models.decoding import Sampling, make_generator, prompt_ids
+from lm.models.decoding import Sampling, draw_texts, make_generator, prompt_ids
 from lm.models.registry import family_of, make_model
 from lm.runs import bucket, rundir
 from lm.runs.checkpoint import load_params
@@ -38,11 +38,13 @@ class LoadedRun(NamedTuple):
     seed: int = 0,
     beams: int = 0,
     length_penalty: float = 1.0,
+    stop: str | None = None,
   ) -> list[str]:
     """Continuations of prompts, or what belongs to them as sources; temperature 0 is greedy.
 
     Args:
       beams: of a beam search (lm.models.beam), which draws nothing; 0 = draws.
+      stop: texts end before it.
 
     Raises:
       ConfigError: a family that does not generate, or prompts that leave no room.
@@ -56,12 +58,11 @@ class LoadedRun(NamedTuple):
     if beams:
       search = make_beam_search(cfg, tokens, beams, t.vocab_size)
       found = search(self.params, encoded, length_penalty, t.eot_id, t.start_id)
-      return [t.decode(row[0].ids) for row in found]
+      texts = [t.decode(row[0].ids) for row in found]
+      return texts if stop is None else [text.split(stop)[0] for text in texts]
     draw = make_generator(cfg, tokens, n_tokens=t.vocab_size)
     sampling = Sampling(temperature=float(temperature))
-    return [
-      t.decode(row) for row in draw(self.params, encoded, sampling, seed, t.eot_id, t.start_id)
-    ]
+    return [row.text for row in draw_texts(draw, self.params, encoded, sampling, seed, t, stop)]
 
 
 def load(workdir: str | pathlib.Path, checkpoint: str = "best") -> LoadedRun:

@@ -128,9 +128,9 @@ def answers(run: LoadedRun, sources: Sequence[str], writing: Writing) -> list[st
     longest = max(lengths[i] for i in chosen)
     tokens = min(max(1, room_after(cfg, longest)), MOST)
     prompts = [texts[i] + writing.cue for i in rows]
-    written = run.generate(prompts, tokens, 0.0, 0, beams, writing.length_penalty)
+    written = run.generate(prompts, tokens, 0.0, 0, beams, writing.length_penalty, writing.stop)
     for i, text in zip(chosen, written, strict=False):
-      found[i] = text if writing.stop is None else text.split(writing.stop)[0]
+      found[i] = text
   return found
 
 
