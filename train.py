@@ -150,13 +150,13 @@ def train(
     return sharding.put_rows(rows_of, reader.rows, programs.batch_sharding)
 
   # ---- State: new, or from the newest checkpoint that every run has ----------------------------
-  loaded = start_from.load(cfg, programs.run_shape.params)
   taught = teachers.load(cfg, data[0], programs, workdirs, n_runs)
   about = {"teachers": taught.about} if taught.about else {}
   sample = objective.make_sampler(cfg, data[0].tokenizer, None if stacked else mesh)
   runs = open_runs(cfgs, workdirs, data, plan, accept_new_data, about)
   hparams = jax.device_put(stack_runs([make_hparams(c) for c in cfgs]), programs.scalar_sharding)
   saved, start = restore_newest(runs, programs.run_shape)
+  loaded = None if start else start_from.load(cfg, programs.run_shape.params)
   if start:
     state = jax.device_put(stack_runs(saved), programs.state_sharding)
     progress.line(f"resumed at step {start} of {total}")
@@ -164,7 +164,7 @@ def train(
     state = start_from.place(programs.init(hparams), loaded, n_runs, progress.line)
   state = taught.attach(state)
   for run in runs:
-    run.begin(start)
+    run.begin(start, loaded and loaded.about)
 
   # ---- The loop --------------------------------------------------------------------------------
   per_step = plan.tokens_per_step * n_runs

@@ -16,7 +16,7 @@ from lm.hf.folder import read_folder
 from lm.hf.models import read_model
 from lm.models.trees import by_path, nested, path_name, stack_layers, unstack_layers
 from lm.runs import rundir
-from lm.runs.checkpoint import load_params
+from lm.runs.checkpoint import load_params, weights_hash
 from lm.training.step import State
 
 # Differences in these change no parameter's meaning.
@@ -37,6 +37,7 @@ SHOWN = 6  # names said of a long list
 class Loaded(NamedTuple):
   params: dict[str, np.ndarray]  # by path, layers stacked; those that fit
   lines: tuple[str, ...]  # what was taken, what begins anew, what was left
+  about: dict[str, Any]  # for run.json: where from, its step, a hash of all weights there
 
 
 def load(cfg: Config, wanted: Any) -> Loaded | None:
@@ -51,7 +52,7 @@ def load(cfg: Config, wanted: Any) -> Loaded | None:
   where = cfg.train.init_from
   if where is None:
     return None
-  saved, differences = _read(pathlib.Path(where).expanduser(), cfg)
+  saved, differences, about = _read(pathlib.Path(where).expanduser(), cfg)
   there = by_path(stack_layers(saved))
   here = by_path(jax.eval_shape(stack_layers, wanted))
   there |= (cut := _cut_positions(there, here))
@@ -78,7 +79,7 @@ def load(cfg: Config, wanted: Any) -> Loaded | None:
     set(there) - set(here)
   )
   lines += [f"            set otherwise there: {_few(differences)}"] * bool(differences)
-  return Loaded(fits, tuple(lines))
+  return Loaded(fits, tuple(lines), about)
 
 
 def place(
@@ -104,11 +105,13 @@ def place(
   return state._replace(params=params, ema=ema)
 
 
-def _read(folder: pathlib.Path, cfg: Config) -> tuple[Mapping[str, Any], list[str]]:
-  """(parameters, settings that differ) of a run directory or a Hugging Face folder."""
+def _read(folder: pathlib.Path, cfg: Config) -> tuple[Mapping[str, Any], list[str], dict[str, Any]]:
+  """(parameters, settings that differ, what run.json says of them) of a run or a Hugging Face folder."""
+  about: dict[str, Any] = {"from": str(folder.resolve())}
   if (folder / "run.json").exists():
     other = flatten(rundir.read_config(folder))
-    params = load_params(folder)[0]
+    params, step = load_params(folder)
+    about |= {"id": rundir.read_run(folder).get("id"), "step": step}
   elif (folder / "config.json").exists():
     fields, params = read_model(*read_folder(folder))
     other = {f"model.{key}": value for key, value in fields.items()}
@@ -119,7 +122,8 @@ def _read(folder: pathlib.Path, cfg: Config) -> tuple[Mapping[str, Any], list[st
     )
   mine = flatten(cfg)
   keys = [k for k in other if k.startswith("model.") and k.partition(".")[2] not in HARMLESS]
-  return params, [f"{k}={other[k]}" for k in keys if k in mine and mine[k] != other[k]]
+  about["weights"] = weights_hash(params)
+  return params, [f"{k}={other[k]}" for k in keys if k in mine and mine[k] != other[k]], about
 
 
 def _cut_positions(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, Any]:

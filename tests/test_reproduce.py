@@ -2,13 +2,17 @@
 
 import json
 import shutil
+import signal
 
 import pytest
 
 import train
 from lm.config.errors import ConfigError
 from lm.runs import rundir
-from tests.trained import run
+from tests.test_surroundings import at_batch
+from tests.trained import records, run
+
+SAVES = {"checkpoint__every_steps": 2, "train__steps": 12}
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +43,7 @@ def test_the_first_number_that_differs_is_named(whole, tmp_path, capsys):
   (other / "metrics.jsonl").write_text("\n".join(lines) + "\n")
   assert train.main(["--reproduce", str(other), "--workdir", str(tmp_path / "again")]) == 1
   said = capsys.readouterr().out
-  assert "disagrees   metrics.jsonl, line 3: train/loss " in said
+  assert "disagrees   metrics.jsonl, step 3: train/loss " in said
   assert "it does not agree" in said
 
 
@@ -67,3 +71,68 @@ def test_other_data_are_refused(whole, tmp_path):
 def test_an_empty_name_is_no_run():
   with pytest.raises(ConfigError, match="holds no run"):
     train.main(["--reproduce", ""])
+
+
+def stop_at(monkeypatch, step):
+  at_batch(monkeypatch, step, lambda batch: signal.raise_signal(signal.SIGTERM) or batch)
+
+
+@pytest.mark.slow
+def test_what_changed_between_two_stretches_is_recorded_and_compared_by_step(
+  tmp_path, monkeypatch, capsys
+):
+  workdir = tmp_path / "x"
+  with monkeypatch.context() as patch:
+    stop_at(patch, 5)
+    run(workdir, code=143, log__every_steps=2, **SAVES)
+  first = max(rundir.checkpoint_steps(workdir))
+  with monkeypatch.context() as patch:
+    stop_at(patch, 8)
+    run(workdir, code=143, log__every_steps=1, **SAVES)
+  assert 4 < first < max(rundir.checkpoint_steps(workdir))
+  run(workdir, log__every_steps=1, sample__tokens=3, **SAVES)
+  assert "lacks" not in capsys.readouterr().err  # steps 1 and 3 were never to be logged
+  about = rundir.read_run(workdir)
+  assert "missing_steps" not in about
+  assert about["changes"][0] == {"step": first, "was": {"log.every_steps": 2}}
+  assert about["changes"][1]["was"] == {"sample.tokens": 0}
+  logged = [record["step"] for record in records(workdir)]
+  assert 1 not in logged and set(range(first + 1, 13)) <= set(logged)
+  assert train.main(["--reproduce", str(workdir)]) == 0
+  said = capsys.readouterr().out
+  assert f"differs     log.every_steps: 2 there up to step {first}" in said
+  assert "agrees bit for bit" in said
+
+
+@pytest.mark.slow
+def test_a_step_that_a_record_lacks_is_a_difference(whole, tmp_path, capsys):
+  other = tmp_path / "other"
+  shutil.copytree(whole, other)
+  lines = (other / "metrics.jsonl").read_text().splitlines(keepends=True)
+  (other / "metrics.jsonl").write_text("".join(lines[:2] + lines[3:]))
+  assert train.main(["--reproduce", str(other), "--workdir", str(tmp_path / "again")]) == 1
+  assert "disagrees   metrics.jsonl, step 3: null there" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_weights_that_a_run_started_from_are_recorded_and_need_not_stay(
+  whole, tmp_path, monkeypatch, capsys
+):
+  base, workdir = tmp_path / "base", tmp_path / "x"
+  shutil.copytree(whole, base)
+  settings = {"train__init_from": str(base), **SAVES}
+  with monkeypatch.context() as patch:
+    stop_at(patch, 5)
+    run(workdir, code=143, **settings)
+  started = rundir.read_run(workdir)["init_from"]
+  assert started["id"] == rundir.read_run(whole)["id"] and started["step"] == 4
+  shutil.rmtree(base)
+  run(workdir, **settings)  # goes on from its checkpoint
+  assert rundir.read_run(workdir)["init_from"] == started
+  run(base, seed=3, train__steps=4)
+  capsys.readouterr()
+  assert train.main(["--reproduce", str(workdir)]) == 1
+  assert "  differs     init_from: " in capsys.readouterr().out
+  with pytest.raises(ConfigError, match="holds neither a run"):
+    run(tmp_path / "new", **settings | {"train__init_from": str(tmp_path / "nowhere")})
+  assert not (tmp_path / "new").exists()

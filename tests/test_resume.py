@@ -12,8 +12,10 @@ import jax
 import numpy as np
 import pytest
 
-from lm.files import read_jsonl
+from lm.files import read_jsonl, write_json
 from lm.runs.checkpoint import load_params
+from lm.runs.rundir import read_run
+from tests.trained import run
 
 ROOT = pathlib.Path(__file__).parent.parent
 FLAGS = [
@@ -92,8 +94,7 @@ def test_a_polite_signal_saves_and_says_how_to_resume(whole, tmp_path, number):
   process.send_signal(number)
   last = finish(process, 128 + number).strip().splitlines()[-1]
   assert last.startswith("resume with: ") and str(workdir) in last
-  run = json.loads((workdir / "run.json").read_text())
-  assert run["status"] == "interrupted"
+  assert read_run(workdir)["status"] == "interrupted"
   finish(start(workdir))
   assert_same_run(whole, workdir)
   assert json.loads((workdir / "run.json").read_text())["status"] == "done"
@@ -117,11 +118,11 @@ def test_the_last_run_of_a_stack_trains_alone(tmp_path):
   for seeds in ([0, 1], [0, 1, 2]):  # in the second stack one is left
     lines = []
     for seed in seeds:
-      run = {
+      line = {
         "overrides": {**whole["overrides"], "seed": seed},
         "workdir": str(tmp_path / str(seed)),
       }
-      lines.append(json.dumps({**whole, **run}))
+      lines.append(json.dumps({**whole, **line}))
     (tmp_path / "stack.jsonl").write_text("\n".join(lines))
     command = [sys.executable, "train.py", "--stack", str(tmp_path / "stack.jsonl")]
     env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
@@ -135,7 +136,24 @@ def test_a_non_finite_loss_ends_the_run_and_names_the_step(tmp_path):
   process = start(workdir, "--config.optim.peak_lr=1e12", "--config.optim.clip_norm=None")
   output, _ = process.communicate(timeout=120)
   assert process.returncode == 1
-  run = json.loads((workdir / "run.json").read_text())
-  assert run["status"] == "failed"
-  assert run["reason"].startswith("step 2: train/loss is nan; last good checkpoint: none;")
-  assert run["reason"] in output
+  about = read_run(workdir)
+  assert about["status"] == "failed"
+  assert about["reason"].startswith("step 2: train/loss is nan; last good checkpoint: none;")
+  assert about["reason"] in output
+
+
+def test_an_early_stop_that_was_not_written_down_is_found_again(tmp_path):
+  diverging = {"optim__peak_lr": 5.0, "optim__clip_norm": None, "eval__stop_patience": 1}
+  settings = {"train__steps": 40, "eval__every_steps": 2, **diverging}
+  workdir = tmp_path / "x"
+  run(workdir, **settings)
+  ended, record = read_run(workdir), (workdir / "metrics.jsonl").read_bytes()
+  assert ended["reason"].startswith("early stop at step 4:")
+  # As a kill leaves it between the last checkpoint and the last words.
+  write_json(workdir / "run.json", {**ended, "status": "running", "reason": None, "ended_at": None})
+  assert "early stop at step 4" in run(workdir, **settings)
+  assert (workdir / "metrics.jsonl").read_bytes() == record
+  again = read_run(workdir)
+  assert [again[key] for key in ("status", "reason", "ended_at", "final")] == [
+    ended[key] for key in ("status", "reason", "ended_at", "final")
+  ]

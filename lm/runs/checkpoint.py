@@ -4,6 +4,7 @@ Layout: workdir/checkpoints/<step>/, with checksums of its files. Which of them 
 says. A damaged one is never used, nor deleted: it is set aside as checkpoints/damaged-<step>.
 """
 
+import hashlib
 import logging
 import pathlib
 import shlex
@@ -12,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from lm.config.errors import ConfigError, first_line, whole_number
 from lm.config.schema import CheckpointConfig, Config
@@ -171,6 +173,15 @@ def _check_shapes(workdir: pathlib.Path, step: int, params: Any) -> None:
 def _by_path(tree: Any) -> dict[str, Any]:
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def weights_hash(weights: Any) -> str:
+  """16 hex digits of a tree of parameters: their names and bytes."""
+  digest = hashlib.blake2b(digest_size=8)
+  for name, array in sorted(trees.by_path(weights).items()):
+    digest.update(name.encode())
+    digest.update(np.ascontiguousarray(array).data)
+  return digest.hexdigest()
 
 
 def usable_params(state: Mapping[str, Any]) -> Any:

@@ -8,7 +8,7 @@ import json
 import os
 import pathlib
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from lm.config.errors import ConfigError, number_of
 from lm.files import bad_line, json_number, read_lines
@@ -82,11 +82,15 @@ def check_record(workdir: pathlib.Path, step: int) -> None:
 
 
 def missing_steps(
-  records: Iterable[Mapping], step: int, log_every: int, eval_every: int
+  records: Iterable[Mapping], step: int, log_every: Callable[[int], int], eval_every: int
 ) -> list[int]:
-  """Steps up to `step` that were logged or evaluated, so often, and are not among the records."""
+  """Steps up to `step` that were logged or evaluated, so often, and are not among the records.
+
+  Args:
+    log_every: step -> log.every_steps when it was trained.
+  """
   found = {record["step"] for record in records}
-  due = (s for s in range(1, step + 1) if s % log_every == 0 or s % eval_every == 0)
+  due = (s for s in range(1, step + 1) if s % log_every(s) == 0 or s % eval_every == 0)
   return [s for s in due if s not in found]
 
 

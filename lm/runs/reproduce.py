@@ -1,18 +1,21 @@
 """Trains a run again from its record alone, and says whether the two agree bit for bit.
 
 Compared are the lines of metrics.jsonl and samples.jsonl, and the parameters of the newest checkpoint that
-both have. Other devices, versions or data make a difference likely; they are named.
+both have. Other devices, versions, data or weights to start from make a difference likely; they are named,
+and so is what was otherwise in an earlier stretch of the run.
 """
 
 import argparse
 import json
 import pathlib
+from collections import Counter
 from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
 
 from lm.config.errors import ConfigError, number_of
+from lm.config.schema import flatten
 from lm.files import read_lines
 from lm.plan import run_plan
 from lm.runs import bucket, rundir
@@ -21,7 +24,7 @@ from lm.setup.resolve import kind_of
 from lm.training.compile_cache import keep_compiled
 
 COMPARED = ("metrics.jsonl", "samples.jsonl")
-SAME = ("device", "n_devices", "versions", "commit", "mesh")  # of run.json, for equal bits
+SAME = (*rundir.SETTING, "init_from", "teachers")  # of run.json, for equal bits
 
 
 def main(
@@ -68,11 +71,10 @@ def reproduce(
     raise ConfigError(f"workdir={other}: is the run to reproduce; choose another --workdir")
   keep_compiled(cfg.data.cache_dir)
   needed = int(np.prod(list(vars(cfg.mesh).values())))
-  if needed != jax.device_count():
+  if needed > jax.device_count():
     raise ConfigError(
       f"reproduce={name}: was trained on {number_of(needed, 'device')}, here are "
-      f"{jax.device_count()}; equal bits need "
-      "as many"
+      f"{jax.device_count()}; equal bits need as many"
     )
   kind = kind_of(cfg)
   data = kind.open(cfg)
@@ -87,9 +89,17 @@ def reproduce(
     return code
   now = rundir.read_run(again)
   differences = [
-    f"{key}: {_short(was[key])} there, {_short(now[key])} here"
+    f"{key}: {_short(was[key])} there, {_short(now.get(key))} here"
     for key in SAME
     if key in was and was[key] != now.get(key)
+  ]
+  for change in was.get("changes", []):
+    differences += [
+      f"{k}: {_short(v)} there up to step {change['step']}" for k, v in change["was"].items()
+    ]
+  differences += [
+    f"data: others there after step {change['step']} (--accept_new_data)"
+    for change in was.get("new_data", [])
   ]
   found = [*record_differences(workdir, again), *parameter_differences(workdir, again)]
   say("")
@@ -103,16 +113,46 @@ def reproduce(
 
 
 def record_differences(a: pathlib.Path, b: pathlib.Path) -> list[str]:
-  """The first line of each file in which they differ, up to the end of `a`."""
+  """The first step at which each file of the two records differs, up to the end of `a`.
+
+  A step that one of them did not log, as its log.every_steps was another, is not compared, nor are samples
+  that were drawn by other settings.
+  """
   found = []
   for name in COMPARED:
-    mine, other = read_lines(a / name), read_lines(b / name)
-    for number, line in enumerate(mine):
-      here = other[number] if number < len(other) else None
-      if line != here:
-        found.append(f"{name}, line {number + 1}: {_first_difference(line, here)}")
+    mine, other = (_by_step(folder / name) for folder in (a, b))
+    ways = [_written(folder, name) for folder in (a, b)]
+    last = max((step for step, _ in mine), default=0)
+    for at in sorted({*mine, *(at for at in other if at[0] <= last)}):
+      there, here = mine.get(at), other.get(at)
+      way, another = (written(at[0]) for written in ways)
+      alike = way == another or (name == "metrics.jsonl" and None not in (there, here))
+      if there != here and alike:
+        found.append(f"{name}, step {at[0]}: {_first_difference(there, here)}")
         break
   return found
+
+
+def _by_step(path: pathlib.Path) -> dict[tuple[int, int], object]:
+  """{(step, how many lines of it came before): line}; a damaged line counts as one of the step before."""
+  lines, step, counts = {}, 0, Counter()
+  for line in read_lines(path):
+    step = line.get("step", step) if isinstance(line, dict) else step
+    lines[step, counts[step]] = line
+    counts[step] += 1
+  return lines
+
+
+def _written(workdir: pathlib.Path, name: str) -> Callable[[int], list]:
+  """step -> the settings by which a run decided whether and what it writes of it, its evaluations aside."""
+  cfg, about = flatten(rundir.read_config(workdir)), rundir.read_run(workdir)
+  keys = ["log.every_steps"]
+  if name == "samples.jsonl":
+    keys = [key for key in cfg if key.startswith("sample.")]
+  at_eval = lambda step: name == "metrics.jsonl" and step % cfg["eval.every_steps"] == 0
+  return lambda step: (
+    [] if at_eval(step) else [rundir.was_at(about, step, key, cfg[key]) for key in keys]
+  )
 
 
 def _first_difference(a: object, b: object) -> str:

@@ -16,12 +16,13 @@ import time
 import uuid
 from collections.abc import Collection, Mapping, Sequence
 from importlib import metadata
+from typing import Any
 
 import jax
 
 from lm.config.errors import ConfigError, whole_number
 from lm.config.identity import identity, identity_fields, section_identities
-from lm.config.schema import Config
+from lm.config.schema import Config, flatten, rules_of
 from lm.files import read_jsonl, read_object, write_json
 from lm.runs import bucket, manifest
 from lm.runs.metrics import watched
@@ -31,11 +32,13 @@ from lm.setup.load import from_json
 RUN_TYPES = {
   "status": str, "reason": str | None, "argv": list, "resumed": list, "final": dict, "data": dict,
   "host": str, "pid": int, "set_aside": list, "new_data": list,
-  "rewinds": list,
+  "rewinds": list, "changes": list,
 }  # fmt: skip
 # Keys whose resolved value follows the data where rows are not full.
 IMPORTED = "imported.json"  # of an imported run: the config.json that its model came with
 OF_DATA = ("train.tokens", "train.tokens_per_param", "train.flops", "train.steps")
+# Of run.json: what decides the bits beside the config.
+SETTING = ("device", "n_devices", "versions", "commit", "mesh", "stacked")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "tokenizers")
 
 
@@ -51,6 +54,7 @@ def open_run(workdir: pathlib.Path, cfg: Config, facts: Mapping[str, object]) ->
     ConfigError: it cannot be written.
   """
   earlier, now = read_run(workdir), time.time()
+  before = read_earlier(workdir)
   make_folder(workdir)
   run = {
     "id": identity(cfg),
@@ -74,10 +78,42 @@ def open_run(workdir: pathlib.Path, cfg: Config, facts: Mapping[str, object]) ->
     "set_aside": earlier.get("set_aside", []),
     "new_data": earlier.get("new_data", []),
     "rewinds": earlier.get("rewinds", []),
+    **{key: earlier[key] for key in ("init_from",) if key in earlier},
   }
+  changed = _changed(before, cfg, earlier, run)
+  newest = max(checkpoint_steps(workdir), default=0)
+  change = [{"step": newest, "was": changed}] if changed and newest else []
+  run["changes"] = [*earlier.get("changes", []), *change]
   write_json(workdir / "config.json", dataclasses.asdict(cfg))
   write_json(workdir / "run.json", run)
   return run
+
+
+def _changed(
+  before: Config | None, cfg: Config, earlier: Mapping[str, object], run: Mapping[str, object]
+) -> dict[str, object]:
+  """{key: what it was} of settings and surroundings that are others than in the stretch before.
+
+  Keys of the config that are part of a run's identity cannot be.
+  """
+  if before is None:
+    return {}
+  mine, theirs, known = flatten(cfg), flatten(before), rules_of(cfg)
+  free = (k for k in mine if not known[k].identity and not k.startswith("mesh."))
+  was = {k: theirs[k] for k in free if k in theirs and not _equal_numbers(theirs[k], mine[k])}
+  return was | {k: earlier[k] for k in SETTING if k in earlier and earlier[k] != run.get(k)}
+
+
+def was_at(run: Mapping, step: int, key: str, now: Any) -> Any:
+  """What a setting of a run was in the stretch of training that `step` belongs to.
+
+  Args:
+    run: run.json.
+    key: of `changes` there.
+    now: what it is in the last stretch.
+  """
+  later = (c["was"][key] for c in run.get("changes", []) if c["step"] >= step and key in c["was"])
+  return next(later, now)
 
 
 def make_folder(workdir: pathlib.Path) -> None:

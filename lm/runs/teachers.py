@@ -1,6 +1,5 @@
 """The frozen models that a run learns from: loaded, checked, laid out over the mesh, named in run.json."""
 
-import hashlib
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -10,11 +9,10 @@ import numpy as np
 
 from lm.config.errors import ConfigError
 from lm.config.schema import Config
-from lm.models.trees import by_path
 from lm.objectives import teacher
 from lm.objectives.registry import objective_of
 from lm.runs import rundir
-from lm.runs.checkpoint import load_params
+from lm.runs.checkpoint import load_params, weights_hash
 from lm.runs.load import refuse_router_biases
 from lm.training.programs import Programs
 from lm.training.step import State
@@ -54,7 +52,7 @@ def load(
     weights, step = load_params(found.folder)
     weights = jax.tree.map(np.asarray, weights)
     run = {"run": str(found.folder.resolve()), "id": rundir.read_run(found.folder).get("id")}
-    about[name] = run | {"step": step, "weights": _hash(weights)}
+    about[name] = run | {"step": step, "weights": weights_hash(weights)}
     for workdir in workdirs:
       before = rundir.read_run(workdir).get("teachers", {}).get(name, about[name])
       if before["weights"] != about[name]["weights"]:
@@ -69,11 +67,3 @@ def load(
 
     params[name] = jax.tree.map(put, weights, programs.train_sharding.extra[name])
   return Taught(params, about)
-
-
-def _hash(weights: Any) -> str:
-  digest = hashlib.blake2b(digest_size=8)
-  for name, array in sorted(by_path(weights).items()):
-    digest.update(name.encode())
-    digest.update(np.ascontiguousarray(array).data)
-  return digest.hexdigest()

@@ -58,15 +58,13 @@ class RunWriter:
     self.status, self.reason = "running", None
     self.best, self.best_step = None, None  # value of the watched metric
     self.last_saved = 0
-    self._since_best = 0
+    self._since_best, self._judged_at = 0, 0
     self._mirror = self._recorder = None
     self._skips = 0  # in a row
     OPEN.append(self)
     if processes.is_leader():
       self._before = {n: (workdir / n).read_bytes() for n in DESCRIBED if (workdir / n).exists()}
       self._was_empty = all(path.name == lock.NAME for path in workdir.iterdir())
-      before = rundir.read_earlier(workdir)
-      self._logged_every = before.log.every_steps if before else cfg.log.every_steps
       description = kind_of(cfg).describe(data)
       change = rundir.data_change(workdir, description)
       about = {**plan.to_dict(), **more, "data": description}
@@ -99,10 +97,17 @@ class RunWriter:
         shutil.rmtree(self.workdir, ignore_errors=True)
       lock.release(self.workdir)
 
-  def begin(self, start: int) -> None:
-    """Opens the record at step `start`; what was logged after it is forgotten."""
+  def begin(self, start: int, init_from: Mapping[str, object] | None = None) -> None:
+    """Opens the record at step `start`; what was logged after it is forgotten.
+
+    A run that was killed after its last evaluation stopped it, before that was written down, ends here.
+
+    Args:
+      init_from: whose weights a fresh run starts from, for run.json.
+    """
     self.last_saved = start
     if processes.is_leader():
+      self._keep_about(start, init_from)
       shown = {**asdict(self.cfg), **rundir.dashboard_facts(self._about)}
       about = About(
         self.cfg.log, self.workdir, self._about["wandb_id"], start, shown,
@@ -117,12 +122,27 @@ class RunWriter:
         self._watch(record["step"], record[self.cfg.eval.stop_metric])
     if self._recorder:
       self._say_what_is_missing(records, start)
+    if start and self._is_past_patience():
+      self.end("done")
+
+  def _keep_about(self, start: int, init_from: Mapping[str, object] | None) -> None:
+    """Writes what run.json says of how the run began and went on, now that its step is known."""
+    before = {key: self._about.get(key) for key in ("changes", "init_from")}
+    changes = self._about["changes"] if start else []
+    self._about["changes"] = [{**c, "step": min(c["step"], start)} for c in changes]
+    if init_from or not start:
+      self._about.pop("init_from", None)
+      self._about |= {"init_from": dict(init_from)} if init_from else {}
+    if before != {key: self._about.get(key) for key in before}:
+      write_json(self.workdir / "run.json", self._about)
 
   def _say_what_is_missing(self, records: Sequence[Mapping], start: int) -> None:
     if not start:
       return
     eval_every = self.cfg.eval.every_steps or start
-    missing = missing_steps(records, start, self._logged_every, eval_every)
+    every = self.cfg.log.every_steps
+    log_every = lambda step: rundir.was_at(self._about, step, "log.every_steps", every)
+    missing = missing_steps(records, start, log_every, eval_every)
     if missing:
       self._about["missing_steps"] = missing
       write_json(self.workdir / "run.json", self._about)
@@ -213,14 +233,19 @@ class RunWriter:
   def judge(self, step: int, evals: Mapping[str, float]) -> bool:
     """Updates early stopping from an evaluation; True if its eval.stop_metric is the best so far."""
     is_best = self._watch(step, evals[self.cfg.eval.stop_metric])
+    self._is_past_patience()
+    return is_best
+
+  def _is_past_patience(self) -> bool:
+    """Whether the latest evaluation stops the run early; says why."""
     patience = self.cfg.eval.stop_patience
-    if patience is not None and self._since_best >= patience:
-      self.stopped_early = True
+    self.stopped_early = patience is not None and self._since_best >= patience
+    if self.stopped_early:
       self.reason = (
-        f"early stop at step {step}: {self.cfg.eval.stop_metric} has not improved for {patience} "
+        f"early stop at step {self._judged_at}: {self.cfg.eval.stop_metric} has not improved for {patience} "
         f"evaluations (best {self.best:.4f} at step {self.best_step})"
       )
-    return is_best
+    return self.stopped_early
 
   def sample(self, step: int, text: str) -> None:
     """Records a generation."""
@@ -275,7 +300,7 @@ class RunWriter:
       print(f"{bucket.name_of(self.workdir)}: {problem}", file=sys.stderr)
 
   def _watch(self, step: int, value: float) -> bool:
-    value = float(value)
+    value, self._judged_at = float(value), step
     if self.best is None or self._is_better(value, self.best):
       self.best, self.best_step, self._since_best = value, step, 0
       return True
@@ -320,6 +345,7 @@ def open_runs(
     check_record(workdir, max(steps, default=0))
     check_mirrors(cfg.log)
   room.check(cfgs[0], plan, len(cfgs))
+  more = {**more, "stacked": len(cfgs)}
   made = []
   try:
     for workdir in workdirs if processes.is_leader() else ():
