@@ -72,6 +72,7 @@ def get_config(size: str = "smoke"):
     config.train.tokens = None
     config.train.steps = likelihood_steps + critic_steps + steps
     config.train.batch_size = 16 if smoke else 64
+    config.checkpoint.best = False  # the loss is lowest before the critic plays
     config.eval.batch_size = 64
     config.eval.tokens = 2_100 if smoke else None
     config.eval.every_steps = 20 if smoke else 200

@@ -20,6 +20,7 @@ import functools
 import json
 import math
 import pathlib
+import time
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -32,7 +33,7 @@ from lm.config.errors import ConfigError, number_of
 from lm.config.hparams import Hparams
 from lm.config.schema import Config, MeshConfig
 from lm.data.tokenizers import load_tokenizer
-from lm.devices import sharding
+from lm.devices import host, sharding
 from lm.files import write_text
 from lm.objectives.objective import Metric, Objective
 from lm.objectives.registry import objective_of
@@ -114,12 +115,15 @@ def evaluate_run(
       whether texts longer than the model are cut}; the run's own if absent.
 
   Returns:
-    {"workdir", "step", "data", "fingerprint", the objective's scores, and the set's facts such as "tokens"
-    and "bytes"}; "perplexity" = exp(loss) where there is a loss in nats per token.
+    {"workdir", "step", "data", "fingerprint", the objective's scores, the set's facts such as "tokens" and
+    "bytes", "seconds" in all, "tokens_per_sec" (of other units words_... or pairs_...) of the pass over the
+    set, compilation included, and "peak_bytes" of the process}; "perplexity" = exp(loss) where there is a
+    loss in nats per token.
 
   Raises:
     ConfigError: no such run, checkpoint or data; a stride outside [1, seq_len].
   """
+  begun = time.perf_counter()
   cfg = rundir.read_config(workdir)
   if max_tokens is not None and max_tokens < 1:
     raise ConfigError(f"max_tokens={max_tokens}: must be at least 1; leave it out for all")
@@ -143,10 +147,11 @@ def evaluate_run(
   params = put(usable_params(state), programs.state_sharding.params)
   extra = extra_of(programs, state)
   hparams = put(make_hparams(cfg), programs.scalar_sharding)
-  label = f"scoring {data or 'val'}"
+  label, scoring = f"scoring {data or 'val'}", time.perf_counter()
   found = evaluate_sets(
     programs, objective, params, extra, hparams, {"data": batches}, label=label
   )[0]
+  ended = time.perf_counter()
   scores = {key.removeprefix("eval/data/"): value for key, value in found.items()}
   if objective.eval_metrics.get("loss", Metric("")).unit.startswith("nats/token"):
     scores = {"loss": scores["loss"], "perplexity": math.exp(min(scores["loss"], 700.0)), **scores}
@@ -157,6 +162,9 @@ def evaluate_run(
     "fingerprint": chosen.fingerprint,
     **scores,
     **batches.facts,
+    "seconds": ended - begun,
+    f"{kind.unit}_per_sec": batches.facts[kind.unit] / (ended - scoring),
+    "peak_bytes": float(host.peak_bytes()),
   }
 
 
@@ -203,7 +211,7 @@ def _score(options) -> dict[str, object]:
   workdir = bucket.local(options.workdir)
   if options.task is None:
     for name, off in {**Writing()._asdict(), "limit": None, "answers": None}.items():
-      if getattr(options, name) != off:
+      if name != "truncate" and getattr(options, name) != off:
         raise ConfigError(f"{name}={getattr(options, name)}: is of a task; add --task")
     asked = (*FIELDS, "truncate")
     fields = {key: getattr(options, key) for key in asked if getattr(options, key) is not None}
@@ -225,7 +233,9 @@ def _score(options) -> dict[str, object]:
   if options.answers and not pathlib.Path(options.answers).parent.is_dir():
     raise ConfigError(f"answers={options.answers}: must be in a folder that exists; make it")
   keep_compiled(rundir.read_config(workdir).data.cache_dir)
-  writing = Writing(options.beams, options.length_penalty, options.cue, options.stop)
+  writing = Writing(
+    options.beams, options.length_penalty, options.cue, options.stop, bool(options.truncate)
+  )
   scores, answers = evaluate_task(workdir, task, options.checkpoint, writing, options.limit)
   if options.answers:
     lines = [json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers]
@@ -242,7 +252,7 @@ def main(argv: list[str]) -> int:
   parser.add_argument("--max_tokens", type=int, help="whole documents up to so many tokens")
   parser.add_argument(
     "--truncate", action="store_true", default=None,
-    help="of --data with labels: cut texts longer than the model, as data.truncate=True does",
+    help="cut what is longer than the model: of --data with labels, of tasks that write, and of squad",
   )  # fmt: skip
   for key in FIELDS:
     parser.add_argument(f"--{key}", help=f"of --data with labels, instead of the run's data.{key}")

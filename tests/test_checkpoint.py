@@ -1,8 +1,11 @@
 """Which checkpoints stay: the latest ones that were due, and the best."""
 
+import collections
 import dataclasses
 import json
+import logging
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -63,6 +66,18 @@ def test_the_record_says_which_one_is_the_best(tmp_path, which, best, step):
   params, at = load_params(tmp_path, which)
   assert at == step
   np.testing.assert_array_equal(params["w"], np.full(3, float(step)))
+
+
+def test_going_on_from_a_checkpoint_says_nothing(tmp_path, caplog):
+  saved(tmp_path, keep=1)
+  checkpoints = Checkpointer(tmp_path, CheckpointConfig(every_steps=20, keep=1, best=False))
+  Saved = collections.namedtuple("Saved", ("params", "ema"))
+  shape = Saved({"w": jax.ShapeDtypeStruct((3,), jnp.float32)}, None)
+  with caplog.at_level(logging.WARNING, "absl"):
+    found = checkpoints.restore(shape, 60)
+  checkpoints.close()
+  np.testing.assert_array_equal(found.params["w"], np.full(3, 60.0))
+  assert [record.getMessage() for record in caplog.records] == []
 
 
 def test_without_evaluations_the_latest_is_loaded(tmp_path):

@@ -24,6 +24,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 SCORES = {
   "configs/bert.py": "eval/val/loss",
   "configs/classify.py": "eval/val/accuracy",
+  "configs/regression.py": "eval/val/spearman",
   "configs/tagging.py": "eval/val/f1",
   "configs/squad.py": "eval/val/overlap_f1",
 }

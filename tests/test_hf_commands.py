@@ -10,7 +10,10 @@ from lm.config.errors import ConfigError
 from lm.hf.__main__ import main
 from lm.hf.convert import to_hf
 from lm.hf.folder import read_folder, write_folder
+from lm.hf.models import write_model
 from lm.runs import rundir
+from lm.setup.load import load_config
+from lm.setup.resolve import resolve
 from tests.test_hf import assert_same, cfg_of, draw
 
 
@@ -113,6 +116,16 @@ def test_an_imported_run_that_was_moved_reads_its_own_tokenizer(tmp_path, capsys
   assert rundir.read_config(moved).data.tokenizer_path == str(moved / "tokenizer/tokenizer.json")
   assert evaluate.main(asked) == 0
   assert json.loads(capsys.readouterr().out)["loss"] > 0
+
+
+@pytest.mark.parametrize("name", ["lstm", "transformer", "vae", "word2vec"])
+def test_a_family_that_transformers_lacks_is_refused_by_name(name):
+  cfg = resolve(load_config(f"configs/{name}.py"), 300, 1)
+  wanted = (
+    rf"model\.family={cfg.model.family}: transformers has no such model; export one of decoder, b"
+  )
+  with pytest.raises(ConfigError, match=wanted):
+    write_model({}, cfg, None)
 
 
 def test_what_is_no_model_is_refused(tmp_path):

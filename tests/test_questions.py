@@ -453,6 +453,13 @@ def test_a_run_answers_questions_of_a_file(tmp_path, capsys):
   ):
     with pytest.raises(ConfigError, match=message):
       evaluate.main([*command, *more])
+  file = json.loads(path.read_text())
+  file["data"][0]["paragraphs"][0]["qas"][0]["question"] = "Which? " * 20
+  path.write_text(json.dumps(file))
+  with pytest.raises(ConfigError, match=r"1 of \d+ questions .* \(of lm.evaluate: --truncate\)"):
+    evaluate.main(command)
+  assert evaluate.main([*command, "--truncate"]) == 0
+  assert json.loads(capsys.readouterr().out)["questions"] == len(ASKED)
 
 
 def test_a_run_of_another_objective_finds_no_spans(tmp_path):

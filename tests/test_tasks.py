@@ -6,7 +6,7 @@ import pytest
 
 from lm import evaluate
 from lm.config.errors import ConfigError
-from lm.runs.load import load
+from lm.runs.load import LoadedRun, load
 from lm.setup.load import load_config
 from lm.tasks import samples
 from lm.tasks.texts import Writing, answers, read_examples
@@ -61,9 +61,41 @@ def test_a_cue_stands_after_each_source_and_answers_end_before_the_stop(decoder,
   assert found[0]["lead1_rouge1"] == found[1]["lead1_rouge1"] > 0  # of the source alone
 
 
+def test_sources_longer_than_the_model_are_cut_only_when_told_to(decoder, tmp_path, monkeypatch):
+  short, long = "A short one.", "x" * 200
+  file = tmp_path / "s.jsonl"
+  file.write_text("".join(json.dumps({"source": t, "target": "a"}) + "\n" for t in (short, long)))
+  words = ["--workdir", str(decoder), "--task", f"summary:{file}", "--cue", " So:", "--json"]
+  with pytest.raises(ConfigError, match=r"is 205 tokens \(number 2\), .* reads 127 before it wr"):
+    evaluate.main(words)
+  asked = []
+  monkeypatch.setattr(
+    LoadedRun, "generate", lambda _, prompts, *more: asked.extend(prompts) or prompts
+  )
+  assert evaluate.main([*words, "--truncate"]) == 0
+  kept = 128 - 64 - len(" So:") - 1  # of 128 tokens 64 are left to the answer, one is the start
+  assert set(asked) == {short + " So:", "x" * kept + " So:"}
+
+
+def test_speed_and_memory_stand_in_every_answer(decoder, tmp_path, capsys):
+  (tmp_path / "p.txt").write_text("a\nb\n")
+  question = {"question": "a", "choices": ["b", "c"], "answer": 0}
+  (tmp_path / "q.jsonl").write_text(json.dumps(question) + "\n")
+  for more in (
+    ["--max_tokens", "600"],
+    ["--task", f"samples:{tmp_path / 'p.txt'}"],
+    ["--task", f"multiple_choice:{tmp_path / 'q.jsonl'}"],
+  ):
+    assert evaluate.main(["--workdir", str(decoder), "--json", *more]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["seconds"] > 0 and found["tokens_per_sec"] > 0 and found["peak_bytes"] > 1e6
+
+
 @pytest.mark.parametrize(
   ("words", "message"),
   [
+    (["--truncate"], r"truncate=True: is of records with labels that --data names; leave it out"),
+    (["--task", "samples:x", "--truncate"], r"truncate=True: is of tasks that write"),
     (["--task", "samples:x", "--cue", "a"], r"cue=a: is of tasks that write, such as translation"),
     (["--task", "squad:x", "--stop", "a"], r"stop=a: is of tasks that write, such as translation"),
     (["--task", "summary:x", "--stop", ""], r"stop=: must be a text that is not empty"),

@@ -395,8 +395,8 @@ def check_lengths(store: RecordStore, cfg: Config) -> None:
     n = int((sizes > most).sum())
     raise ConfigError(
       f"objective.question_tokens={most}: {n} of {len(sizes)} questions of {store.name} are longer, up to "
-      f"{number_of(sizes[longest], 'token')} ({text[:40]!r}...); raise it, or set "
-      "data.truncate=True to cut them"
+      f"{number_of(sizes[longest], 'token')} ({text[:40]!r}...); raise it, or "
+      "cut them with data.truncate=True (of lm.evaluate: --truncate)"
     )
 
 

@@ -1,4 +1,4 @@
-"""This host: the cores that a process may use, and memory in large pages, asked for before jax starts.
+"""This host: the cores and memory that a process uses; memory in large pages, asked for before jax starts.
 
 XLA takes the buffers of a step from malloc and gives them back at its end. On a CPU every 4 kB of them are
 then a page fault a step: 20,000 faults for the 0.1m size, a third of its processor time. In pages of 2 MB its
@@ -7,6 +7,7 @@ step takes 42 ms instead of 62 (2 cores).
 
 import os
 import pathlib
+import resource
 import sys
 from collections.abc import Mapping
 
@@ -19,6 +20,12 @@ def cores() -> int:
   if hasattr(os, "sched_getaffinity"):
     return len(os.sched_getaffinity(0))
   return os.cpu_count() or 1
+
+
+def peak_bytes() -> int:
+  """The most memory that this process has held; Linux counts KiB, macOS bytes."""
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def with_large_pages(environ: Mapping[str, str]) -> dict[str, str]:

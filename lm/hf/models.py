@@ -29,6 +29,7 @@ class Model(NamedTuple):
   settings: Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[str, dict[str, Any]]]
 
 
+DECODER = "decoder"  # the family of the rows of ARCHITECTURES
 MODELS: dict[str, Model] = {  # model_type: what is no row of ARCHITECTURES
   "bert": Model("bert", from_bert, to_bert, settings_of),
   "t5": Model("t5", t5_from_hf, t5_to_hf, t5_settings),
@@ -62,11 +63,19 @@ def write_model(
     cfg: resolved.
     kind: model_type asked for; None = what fits.
     labels: names of the classes, where the run has such.
+
+  Raises:
+    ConfigError: a family that transformers lacks, or what its model cannot say.
   """
   for name, model in MODELS.items():
     if model.family == cfg.model.family:
       if kind not in (None, name):
         raise ConfigError(f"type={kind}: cannot say a {name}; leave it out")
       return model.write(params, cfg.model, labels)
+  if cfg.model.family != DECODER:
+    known = ", ".join([DECODER, *(model.family for model in MODELS.values())])
+    raise ConfigError(
+      f"model.family={cfg.model.family}: transformers has no such model; export one of {known}"
+    )
   section: Any = cfg.model
   return to_hf(params, section, kind)

@@ -26,9 +26,10 @@ from lm.runs.metrics import watched
 from lm.runs.rundir import check_origin, checkpoint_steps, read_config
 
 
-def _is_no_traceback(record: logging.LogRecord) -> bool:
-  """Orbax logs an error in each of its threads, and raises it where it is waited for: once is enough."""
-  return record.exc_info is None or "orbax" not in record.pathname
+def _is_news(record: logging.LogRecord) -> bool:
+  """Not what Orbax raises where it is waited for, too, nor metadata that it misses in every checkpoint."""
+  missed = record.getMessage().startswith("Metadata file does not exist")
+  return "orbax" not in record.pathname or not (record.exc_info or missed)
 
 
 class Checkpointer:
@@ -45,7 +46,7 @@ class Checkpointer:
   ):
     import orbax.checkpoint as ocp
 
-    logging.getLogger("absl").addFilter(_is_no_traceback)
+    logging.getLogger("absl").addFilter(_is_news)
     self._ocp, self._origin = ocp, origin
     folder = self._folder = workdir.resolve() / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)

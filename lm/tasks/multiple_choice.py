@@ -15,6 +15,7 @@ empty line after it, before every other one, which alone are scored (Brown et al
 import json
 import pathlib
 import re
+import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -51,6 +52,8 @@ class Scored(NamedTuple):
 def evaluate(workdir: pathlib.Path, path: str, checkpoint: str) -> dict[str, float]:
   """accuracy_raw, accuracy_per_token, accuracy_per_byte, the chance of a guess, and the questions scored.
 
+  tokens_per_sec counts the tokens of the choices, which alone are scored.
+
   Args:
     path: FILE, or FILE:N for N questions as examples.
   """
@@ -69,8 +72,9 @@ def evaluate(workdir: pathlib.Path, path: str, checkpoint: str) -> dict[str, flo
       "decoder"
     )
   before = "".join(f"{q.text} {q.choices[q.answer]}\n\n" for q in questions[:shots])
-  asked = questions[shots:]
+  asked, begun = questions[shots:], time.perf_counter()
   scored = score(run, [(before + q.text, f" {choice}") for q in asked for choice in q.choices])
+  speed = sum(one.tokens for one in scored) / (time.perf_counter() - begun)
   found, right = iter(scored), dict.fromkeys(("raw", "per_token", "per_byte"), 0)
   for q in asked:
     mine = [next(found) for _ in q.choices]
@@ -83,7 +87,8 @@ def evaluate(workdir: pathlib.Path, path: str, checkpoint: str) -> dict[str, flo
   n = len(asked)
   chance = sum(1 / len(q.choices) for q in asked) / n
   accuracy = {f"accuracy_{name}": count / n for name, count in right.items()}
-  return accuracy | {"chance": chance, "questions": n, "shots": shots}
+  counts = {"chance": chance, "questions": n, "shots": shots}
+  return accuracy | counts | {"step": run.step, "tokens_per_sec": speed}
 
 
 def score(run: LoadedRun, pairs: Sequence[tuple[str, str]]) -> list[Scored]:

@@ -4,13 +4,12 @@
 """
 
 import pathlib
-import resource
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from lm.config.errors import ConfigError, suggest
+from lm.devices import host
 from lm.models.registry import family_of
 from lm.runs import rundir
 from lm.runs.load import load
@@ -31,12 +30,13 @@ class Read(NamedTuple):
 class Answered(NamedTuple):
   """A task whose examples a run answers without writing.
 
-  `evaluate` takes (run directory, what follows the colon, checkpoint, limit) and gives (scores, answers).
+  `evaluate` takes (run directory, what follows the colon, checkpoint, limit, whether what is too long is cut)
+  and gives (scores, answers).
   """
 
   example: str
   evaluate: Callable[
-    [pathlib.Path, str, str, int | None], tuple[dict[str, float], list[dict[str, object]]]
+    [pathlib.Path, str, str, int | None, bool], tuple[dict[str, float], list[dict[str, object]]]
   ]
 
 
@@ -90,20 +90,20 @@ def evaluate_task(
   if limit is not None and limit < 1:
     raise ConfigError(f"limit={limit}: must be at least 1; leave it out for all")
   begun, found = time.perf_counter(), []
-  asked = writing._asdict() | ({"limit": limit} if name in READ else {})
   plain = Writing()._asdict() | {"limit": None}
-  for key, value in asked.items():
-    if name not in TASKS and value != plain[key]:
+  for key, value in (writing._asdict() | {"limit": limit}).items():
+    taken = name in TASKS or (name in ANSWERED and key in ("limit", "truncate"))
+    if value != plain[key] and not taken:
       raise ConfigError(f"{key}={value}: is of tasks that write, such as translation; leave it out")
   if name in ANSWERED:
-    scores, found = ANSWERED[name].evaluate(workdir, path, checkpoint, limit)
+    scores, found = ANSWERED[name].evaluate(workdir, path, checkpoint, limit, writing.truncate)
   elif name in READ:
     scores = dict(READ[name].evaluate(workdir, path, checkpoint))
   else:
     scores, found = _write(workdir, task, checkpoint, writing, limit)
   return scores | {
     "seconds": time.perf_counter() - begun,
-    "peak_bytes": float(_peak_bytes()),
+    "peak_bytes": float(host.peak_bytes()),
   }, found
 
 
@@ -128,9 +128,3 @@ def _write(workdir, task, checkpoint, writing, limit):
     {"source": each.source, "answer": answer, "references": list(each.references)}
     for each, answer in zip(examples, written, strict=True)
   ]
-
-
-def _peak_bytes() -> int:
-  """The most memory that this process has held; Linux counts KiB, macOS bytes."""
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-  return peak if sys.platform == "darwin" else 1024 * peak

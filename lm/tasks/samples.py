@@ -1,6 +1,7 @@
 """How varied the texts are that a run draws: distinct n-grams, and BLEU of each by all others."""
 
 import pathlib
+import time
 from collections.abc import Sequence
 
 from lm.config.command_line import read_text
@@ -51,8 +52,11 @@ def evaluate(workdir: pathlib.Path, path: str, checkpoint: str) -> dict[str, flo
       f"task=samples:{path}: must hold 2 to {MOST:,} prompts, one a line, not {len(prompts):,}; "
       "add lines or take some out"
     )
-  run = load(workdir, checkpoint)
+  run, begun = load(workdir, checkpoint), time.perf_counter()
   texts = run.generate(prompts, TOKENS, TEMPERATURE, SEED)
+  spent = time.perf_counter() - begun
+  n_tokens = sum(len(run.tokenizer.encode(text)) for text in texts)
   scores = {f"distinct_{n}": distinct(texts, n) for n in (1, 2, 3)}
   words = sum(len(text.split()) for text in texts)
-  return scores | {"self_bleu": self_bleu(texts), "words": words / len(texts)}
+  scores |= {"self_bleu": self_bleu(texts), "words": words / len(texts)}
+  return scores | {"step": run.step, "tokens_per_sec": n_tokens / spent}

@@ -7,6 +7,7 @@ Devlin et al. 2019, arXiv:1810.04805, §4.2). Departure from it: spans are mappe
 characters, where that code takes whole words and strips them again.
 """
 
+import dataclasses
 import pathlib
 import re
 import string
@@ -78,12 +79,13 @@ def score(answers: Mapping[str, str], asked: Sequence[Question]) -> dict[str, fl
 
 
 def evaluate(
-  workdir: pathlib.Path, path: str, checkpoint: str, limit: int | None
+  workdir: pathlib.Path, path: str, checkpoint: str, limit: int | None, truncate: bool = False
 ) -> tuple[dict[str, float], list[dict[str, object]]]:
   """(scores, answers) of a run on a file of SQuAD's JSON.
 
   Args:
     limit: the first so many questions alone; None = all.
+    truncate: questions beyond objective.question_tokens are cut; so they are where data.truncate says so.
 
   Returns:
     scores: those of `score`, the questions, and tokens of rows a second.
@@ -105,6 +107,9 @@ def evaluate(
     raise ConfigError(
       f"{where}: {number_of(len(twice), 'id')} of several questions ({twice[0]}); mend the file"
     )
+  if truncate:
+    data = dataclasses.replace(run.cfg.data, truncate=True)
+    run = run._replace(cfg=dataclasses.replace(run.cfg, data=data))
   begun = time.perf_counter()
   found, n_tokens = answer(run, asked, where)
   spent = time.perf_counter() - begun

@@ -14,11 +14,13 @@ from lm.data import cleaning
 from lm.data.pairs import read_pairs
 from lm.data.sources.readers.fields import listed, parse, walk
 from lm.models.decoding import prompt_ids, room_after
+from lm.models.registry import family_of
 from lm.runs.load import LoadedRun
 from lm.runs.progress import counted
 
 ROWS = 32  # answered together
 MOST = 256  # tokens of an answer
+ROOM = 64  # tokens that cutting leaves to the answer of a decoder, at most half of its context
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 
@@ -36,6 +38,9 @@ class Writing(NamedTuple):
     ""  # stands after every source: a decoder needs one ("TL;DR:", Radford et al. 2019 §3.6)
   )
   stop: str | None = None  # answers end before it
+  truncate: bool = (
+    False  # sources longer than the model are cut; so they are where data.truncate says so
+  )
 
 
 def read_examples(task: str, path: str, cfg: DataConfig, limit: int | None) -> list[Example]:
@@ -101,22 +106,30 @@ def _texts(value: Any) -> tuple[str, ...] | None:
 def answers(run: LoadedRun, sources: Sequence[str], writing: Writing) -> list[str]:
   """What a run writes for each source: the likeliest text of a beam search, or the greedy one without beams.
 
-  Sources are cleaned as the run's data was, and go together by length.
+  Sources are cleaned as the run's data was, and go together by length. What is cut is their end.
 
   Raises:
-    ConfigError: a source that leaves no room for a text, where data.truncate does not cut it.
+    ConfigError: a source that leaves no room for a text, where nothing says to cut it.
   """
   cfg, t = run.cfg.model, run.tokenizer
   texts = [cleaning.clean(source, run.cfg.data) for source in sources]
   size = lambda text: len(prompt_ids(cfg, t.encode(text + writing.cue), t.start_id, t.eot_id))
   lengths = [size(text) for text in texts]
-  most = cfg.seq_len
-  if max(lengths) > most and run.cfg.data.truncate:
-    room = most - len(t.encode(writing.cue)) - 1
+  reads_source = family_of(cfg).reads_source
+  most = cfg.seq_len if reads_source else cfg.seq_len - 1
+  if max(lengths) > most:
+    longest = max(range(len(texts)), key=lambda i: lengths[i])
+    if not (run.cfg.data.truncate or writing.truncate):
+      raise ConfigError(
+        f"source={sources[longest][:40]}: is {lengths[longest]} tokens (number {longest + 1}), and the model "
+        f"reads {most}{' before it writes' * (not reads_source)}; shorten it, or cut such with --truncate"
+      )
+    kept = most if reads_source else cfg.seq_len - min(ROOM, cfg.seq_len // 2)
+    room = kept - len(t.encode(writing.cue)) - 1
     texts = [
       _cut(t, text, room) if n > most else text for text, n in zip(texts, lengths, strict=True)
     ]
-    lengths = [min(n, most) for n in lengths]
+    lengths = [size(text) for text in texts]
   by_length = sorted(range(len(texts)), key=lambda i: lengths[i])
   found = [""] * len(texts)
   beams = writing.beams if writing.beams > 1 else 0
