@@ -22,7 +22,7 @@ def get_config(base=None):
     config.optim.peak_lr = 1e-3
     config.train.tokens = None
     config.train.steps = 200
-    config.sample.prompt = "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
+    config.sample.prompt = "Hello"
     if base is not None:
       go_on_from(config, base)
       config.model.seq_len = min(config.model.seq_len, 1024)

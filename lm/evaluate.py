@@ -233,9 +233,10 @@ def _score(options) -> dict[str, object]:
   if options.answers and not pathlib.Path(options.answers).parent.is_dir():
     raise ConfigError(f"answers={options.answers}: must be in a folder that exists; make it")
   keep_compiled(rundir.read_config(workdir).data.cache_dir)
-  writing = Writing(
-    options.beams, options.length_penalty, options.cue, options.stop, bool(options.truncate)
-  )
+  if options.system is not None and not options.chat:
+    raise ConfigError(f"system={options.system}: is of a conversation; add --chat")
+  writing = Writing(*(getattr(options, name) for name in Writing._fields))
+  writing = writing._replace(truncate=bool(options.truncate))
   scores, answers = evaluate_task(workdir, task, options.checkpoint, writing, options.limit)
   if options.answers:
     lines = [json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers]
@@ -263,6 +264,12 @@ def main(argv: list[str]) -> int:
   parser.add_argument("--length_penalty", type=float, default=1.0, help="of the beams' scores")
   parser.add_argument("--cue", default="", help="stands after every source, such as ' TL;DR:'")
   parser.add_argument("--stop", help="texts that a task asks for end before this string")
+  parser.add_argument(
+    "--chat",
+    action="store_true",
+    help="a source and its cue are a user's message, by the chat template",
+  )
+  parser.add_argument("--system", help="what the system says before such a conversation")
   parser.add_argument("--limit", type=int, help="the first examples of a task alone")
   parser.add_argument("--answers", help="file to write a task's texts to, a JSON object each")
   parser.add_argument("--json", action="store_true", help="print the scores as JSON")

@@ -4,6 +4,7 @@ examples:
   python -m lm.generate --workdir runs/default --prompt "Returns the "
   python -m lm.generate --workdir runs/default --prompt_file prompts.txt --temperature 0 --tokens 32
   python -m lm.generate --workdir runs/default --interactive --top_p 0.9
+  python -m lm.generate --workdir runs/smollm2 --chat --prompt "What is a scaling law?" --temperature 0.2
   python -m lm.generate --workdir runs/vae-sentences --prompt "a man sits" --interpolate "two dogs run" --n 7
   python -m lm.generate --workdir runs/multi30k --prompt "A man sits on a bench." --beams 5 --n 3
 """
@@ -15,18 +16,20 @@ if __name__ == "__main__":
 
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from lm.config.command_line import Parser, read_text, reject_unknown, run_main
 from lm.config.errors import ConfigError, check_within
 from lm.config.schema import Config
+from lm.data import templates
+from lm.data.templates import Conversation
 from lm.data.tokenizers import load_tokenizer
 from lm.models.beam import make_beam_search
-from lm.models.decoding import Drawn, Sampling, draw_texts, make_generator, prompt_ids, room_after
+from lm.models.decoding import Drawn, Sampling, before, draw_texts, make_generator, room_after
 from lm.models.registry import family_of
 from lm.runs import bucket, rundir
 from lm.runs.checkpoint import load_params
-from lm.runs.load import refuse_router_biases
+from lm.runs.load import load, refuse_router_biases
 from lm.training.compile_cache import keep_compiled
 
 POINTS = 5  # texts of an interpolation, its ends among them
@@ -44,6 +47,13 @@ def main(argv: list[str]) -> int:
   what.add_argument("--prompt", help="text to continue, or source to read")
   what.add_argument("--prompt_file", help="file with one prompt a line")
   what.add_argument("--interactive", action="store_true", help="read prompts from the terminal")
+  parser.add_argument(
+    "--chat",
+    action="store_true",
+    help="a prompt is a user's message, by the run's chat template; "
+    "with --interactive the conversation goes on",
+  )
+  parser.add_argument("--system", help="what the system says before such a conversation")
   parser.add_argument("--interpolate", help="sentence: texts on the way to it from the prompt")
   parser.add_argument("--tokens", type=int, help="new tokens at most; 128 if they fit")
   parser.add_argument("--n", type=int, help="samples a prompt, 1; the n best of --beams; points, 5")
@@ -67,6 +77,8 @@ def main(argv: list[str]) -> int:
   sampling = check_sampling(options)
   check_beams(parser, options)
   check_interpolation(parser, options)
+  if options.system is not None and not options.chat:
+    raise ConfigError(f"system={options.system}: is of a conversation; add --chat")
   workdir = bucket.local(options.workdir)
   cfg = rundir.read_config(workdir)
   if options.interpolate is not None:
@@ -78,47 +90,63 @@ def main(argv: list[str]) -> int:
     )
   refuse_router_biases(cfg, "are not read where text is generated")
   keep_compiled(cfg.data.cache_dir)
-  params, step = load_params(workdir, options.checkpoint)
-  tokenizer = load_tokenizer(workdir / "tokenizer")
+  if options.chat:
+    templates.template_of_run(workdir, cfg)  # refused before the parameters are read
+  run = load(workdir, options.checkpoint)
+  params, t = run.params, run.tokenizer
+  ending = templates.ending_of(run.template, t) if options.chat else templates.NO_ENDING
+  stops = (options.stop, *ending.stops) if options.stop else ending.stops
 
-  def answer(prompts: Sequence[str], seed: int) -> None:
-    t, n = tokenizer, options.n or 1
+  def answer(prompts: Sequence[str | Conversation], seed: int) -> str:
+    """Prints what is drawn; returns the first text."""
+    n = options.n or 1
     copies = 1 if options.beams else n
-    encoded = [
-      prompt_ids(cfg.model, t.encode(p), t.start_id, t.eot_id)
-      for p in prompts
-      for _ in range(copies)
-    ]
+    encoded = [ids for ids in map(run.reads, prompts) for _ in range(copies)]
     room = room_after(cfg.model, max(map(len, encoded)))
     max_new = options.tokens if options.tokens is not None else max(1, min(128, room))
     if options.beams:
       search = make_beam_search(cfg.model, max_new, options.beams, t.vocab_size)
-      found = search(params, encoded, options.length_penalty, t.eot_id, t.start_id)
-      drawn = [Drawn(best.ids, t.decode(best.ids)) for row in found for best in row[:n]]
+      eot_id = (*ending.ids, t.eot_id)[0]
+      found = search(params, encoded, options.length_penalty, eot_id, t.start_id)
+      bests = [best for row in found for best in row[:n]]
+      drawn = [Drawn(best.ids, before(t.decode(best.ids), stops)) for best in bests]
     else:
       generate = make_generator(cfg.model, max_new, n_tokens=t.vocab_size)
-      drawn = draw_texts(generate, params, encoded, sampling, seed, t, options.stop)
+      drawn = draw_texts(generate, params, encoded, sampling, seed, t, stops, ending.ids)
     for index, (ids, text) in enumerate(drawn):
       prompt = prompts[index // n]
       if options.json:
-        print(json.dumps({"prompt": prompt, "text": text, "tokens": len(ids), "step": step}))
+        about = {"text": text, "tokens": len(ids), "step": run.step}
+        print(json.dumps({"messages" if options.chat else "prompt": prompt, **about}))
       else:
-        shown = text if family_of(cfg.model).reads_source else prompt + text
-        print(shown, end="\n\n" if len(drawn) > 1 else "\n", flush=True)
+        alone = not isinstance(prompt, str) or family_of(cfg.model).reads_source
+        print(text if alone else prompt + text, end="\n\n" if len(drawn) > 1 else "\n", flush=True)
+    return drawn[0].text
 
+  asks = lambda text: templates.asks(text, options.system) if options.chat else text
   if options.interactive:
-    turn = 0
-    while (prompt := _ask()) is not None:
-      answer([prompt], options.seed + turn)
-      turn += 1
+    _talk(answer, options)
   elif options.prompt_file:
     prompts = read_text("prompt_file", options.prompt_file).splitlines()
     if not prompts:
       raise ConfigError(f"prompt_file={options.prompt_file}: must hold a prompt; add a line")
-    answer(prompts, options.seed)
+    answer([asks(prompt) for prompt in prompts], options.seed)
   else:
-    answer([options.prompt], options.seed)
+    answer([asks(options.prompt)], options.seed)
   return 0
+
+
+def _talk(answer: Callable[[Sequence[str | Conversation], int], str], options) -> None:
+  """Answers lines from the terminal, each with a seed of its own; as one conversation with --chat."""
+  said = templates.asks("", options.system)[:-1]
+  turn = 0
+  while (line := _ask()) is not None:
+    if options.chat:
+      said.append({"role": "user", "content": line})
+      said.append({"role": "assistant", "content": answer([said], options.seed + turn)})
+    else:
+      answer([line], options.seed + turn)
+    turn += 1
 
 
 def _interpolate(options, workdir: pathlib.Path, cfg: Config) -> int:
@@ -191,7 +219,7 @@ def check_interpolation(parser: Parser, options) -> None:
     )
   if options.n == 1:
     raise ConfigError("n=1: both ends are among the points of --interpolate; use at least 2")
-  unread = ("beams", *DRAWS, "stop")
+  unread = ("beams", *DRAWS, "stop", "chat", "system")
   _refuse(parser, options, unread, "is not read where --interpolate is given; leave one out")
 
 

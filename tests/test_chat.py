@@ -1,17 +1,22 @@
 """Conversations: what is in the loss, templates, packing, batches, a run, and what is refused."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
+from lm import generate
 from lm.config.errors import ConfigError
-from lm.data import chat
+from lm.data import chat, templates
 from lm.data.kinds import KINDS
 from lm.data.tokenizers import ByteTokenizer
 from lm.evaluate import evaluate_run
+from lm.objectives import instruction
+from lm.runs.load import load
 from lm.setup.load import load_config
 from lm.setup.resolve import kind_of, resolve
+from lm.tasks.texts import Writing, answers
 from tests import trained
 
 USER, BOT = ({"role": r, "content": c} for r, c in (("user", "Why?"), ("assistant", "So é.")))
@@ -42,6 +47,12 @@ def config(file, **changes):
   return resolve(load_config("configs/smoke.py", given), 257, 1)
 
 
+CHATML_JINJA = (
+  "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+  "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
 def chatml(messages):
   return "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in messages)
 
@@ -50,13 +61,13 @@ def chatml(messages):
 
 
 def test_answers_and_what_ends_them_count_and_nothing_else(tmp_path):
-  template = chat.find_template(config(write(tmp_path / "c.jsonl", conversations(8))))
+  template = templates.find_template("chatml", tmp_path)
   messages = [{"role": "system", "content": "Be brief."}, USER, BOT, USER, BOT]
   tokenizer = ByteTokenizer()
-  ids, counted, size = chat.tokenise(messages, template, tokenizer, chatml=True)
+  ids, counted, size = templates.tokenise(messages, template, tokenizer)
   assert tokenizer.decode(ids) == chatml(messages)
   assert tokenizer.decode(ids[counted > 0]) == 2 * "So é.<|im_end|>"
-  assert tokenizer.decode(ids[counted == chat.TEXT]) == 2 * "So é." and size == 2 * 6
+  assert tokenizer.decode(ids[counted == templates.TEXT]) == 2 * "So é." and size == 2 * 6
 
 
 @pytest.fixture(scope="module")
@@ -93,9 +104,8 @@ def tokenise(special, messages, **changes):
     | {k.replace("__", "."): v for k, v in given.items()},
   )
   tokenizer = make_tokenizer(cfg.data)
-  template = chat.find_template(cfg)
-  chatml = given["objective__template"] == "chatml"
-  return tokenizer, *chat.tokenise(messages, template, tokenizer, chatml)[:2]
+  template = templates.find_template(cfg.objective.template, templates.folder_of(cfg))
+  return tokenizer, *templates.tokenise(messages, template, tokenizer)[:2]
 
 
 def test_no_message_becomes_a_special_token(special):
@@ -103,14 +113,17 @@ def test_no_message_becomes_a_special_token(special):
     {"role": "user", "content": "x</s><|im_end|>[INST]"},
     {"role": "assistant", "content": "<s>"},
   ]
-  for template, marks in (("tokenizer", ["[INST]", "[/INST]", "</s>"]), ("chatml", None)):
+  for template, marks in (
+    ("tokenizer", ["[INST]", "[/INST]", "</s>"]),
+    ("chatml", ["<|im_start|>", "<|im_end|>"] * 2),
+  ):
     tokenizer, ids, counted = tokenise(special, evil, objective__template=template)
-    specials = {i: name for name, i in chat.special_ids(tokenizer).items()}
+    specials = {i: name for name, i in templates.special_ids(tokenizer).items()}
     found = [specials[i] for i in ids.tolist() if i in specials]
-    assert found == (marks or ["<|im_start|>", "<|im_end|>"] * 2)
-    answer = ids[counted == chat.TEXT].tolist()
+    assert found == ["<s>", *marks]
+    answer = ids[counted == templates.TEXT].tolist()
     assert not specials.keys() & set(answer) and bytes(answer[:1]) != b""
-    assert ids[counted == chat.MARK].tolist() == [tokenizer.backend.token_to_id(found[-1])]
+    assert ids[counted == templates.MARK].tolist() == [tokenizer.backend.token_to_id(found[-1])]
 
 
 def test_the_tokenizers_own_template_is_transformers_rendering(special):
@@ -119,8 +132,26 @@ def test_the_tokenizers_own_template_is_transformers_rendering(special):
   messages = [USER, BOT, USER, BOT]
   tokenizer, ids, _ = tokenise(special, messages)
   expected = theirs.apply_chat_template(messages, tokenize=False)
-  whole = [tokenizer.start_id, *ids]
-  assert tokenizer.backend.decode(whole, skip_special_tokens=False) == expected
+  assert tokenizer.backend.decode(ids, skip_special_tokens=False) == expected
+
+
+def test_what_is_asked_is_transformers_rendering_and_the_end_is_what_counts(special):
+  transformers = pytest.importorskip("transformers")
+  theirs = transformers.AutoTokenizer.from_pretrained(special)
+  for text in (theirs.chat_template, CHATML_JINJA, [{"name": "default", "template": CHATML_JINJA}]):
+    settings = json.loads((special / "tokenizer_config.json").read_text()) | {"chat_template": text}
+    (special / "tokenizer_config.json").write_text(json.dumps(settings))
+    theirs.chat_template = CHATML_JINJA if isinstance(text, list) else text
+    tokenizer = tokenise(special, [USER, BOT])[0]
+    template = templates.find_template("tokenizer", special)
+    asked = [*templates.asks("Hi</s>", "Be brief."), BOT, USER]
+    ids = templates.tokenise(asked, template, tokenizer, ask=True)[0]
+    text = theirs.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    assert tokenizer.backend.decode(ids, skip_special_tokens=False) == text
+    end = "<|im_end|>" if "im_start" in text else "</s>"
+    assert templates.ending_of(template, tokenizer).ids == (tokenizer.backend.token_to_id(end),)
+  chatml = templates.find_template("chatml", special)
+  assert templates.ending_of(chatml, ByteTokenizer()) == templates.Ending((), "<|im_end|>")
 
 
 @pytest.mark.parametrize(("template", "message"), [
@@ -183,6 +214,68 @@ def test_batches_are_functions_of_the_step_with_documents_apart(tmp_path):
   assert len(seen) == len(set(seen)) and all(s.startswith("<|im_start|>user\nsay ") for s in seen)
 
 
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
+  """A run on conversations, told to say numbers."""
+  folder = tmp_path_factory.mktemp("tuned")
+  changes = {k.replace(".", "__"): v for k, v in TINY.items()}
+  changes |= {"data__sources": f"text:{write(folder / 'c.jsonl', conversations(60))}"}
+  trained.run(folder / "run", **changes, model__seq_len=160, train__steps=6)
+  return folder / "run"
+
+
+@pytest.mark.slow  # a run
+def test_a_run_answers_a_conversation_by_its_template(tuned, capsys, monkeypatch):
+  run = load(tuned)
+  first = [{"role": "user", "content": "say 3"}]
+  written = chatml(first) + "<|im_start|>assistant\n"
+  expected = run.generate([written], 8, 0.0, stop="<|im_end|>")
+  assert run.generate([first], 8, 0.0) == expected
+  words = ["--workdir", str(tuned), "--chat", "--tokens", "8", "--temperature", "0"]
+  assert generate.main([*words, "--prompt", "say 3"]) == 0
+  assert capsys.readouterr().out == expected[0] + "\n"
+  assert generate.main([*words, "--prompt", "say 3", "--system", "Be brief.", "--json"]) == 0
+  told = json.loads(capsys.readouterr().out)
+  assert told["messages"] == templates.asks("say 3", "Be brief.")
+  assert told["text"] == run.generate([told["messages"]], 8, 0.0)[0]
+  lines = iter(["say 3", "say 4"])
+
+  def ask(_):
+    if (line := next(lines, None)) is None:
+      raise EOFError
+    return line
+
+  monkeypatch.setattr("builtins.input", ask)
+  assert generate.main([*words, "--interactive"]) == 0
+  then = [
+    *first,
+    {"role": "assistant", "content": expected[0]},
+    {"role": "user", "content": "say 4"},
+  ]
+  assert capsys.readouterr().out == f"{expected[0]}\n{run.generate([then], 8, 0.0)[0]}\n"
+
+
+@pytest.mark.slow
+def test_a_task_asks_by_the_template_and_the_samples_answer(tuned):
+  run = load(tuned)
+  asked = [templates.asks(f"{text}?", "S") for text in ("say 1", "say 2")]
+  wanted = Writing(cue="?", chat=True, system="S", stop="7")
+  answered = answers(run, ["say 1", "say 2"], wanted)
+  longest = max(len(run.reads(each)) for each in asked)
+  assert answered == run.generate(asked, 160 - longest, 0.0, stop="7")
+  drawn = dataclasses.replace(run.cfg.sample, tokens=8, prompt="say 1", temperature=0.0)
+  sample = instruction.make_sampler(dataclasses.replace(run.cfg, sample=drawn), run.tokenizer)
+  assert sample(run.params, 0) == run.generate([templates.asks("say 1")], 8, 0.0)[0]
+
+
+def test_a_chat_needs_a_template(tmp_path):
+  with pytest.raises(ConfigError, match=r"^system=S: is of a conversation; add --chat"):
+    generate.main(["--workdir", str(tmp_path), "--prompt", "a", "--system", "S"])
+  cfg = load_config("configs/smoke.py", trained.TINY)
+  with pytest.raises(ConfigError, match=rf"^workdir={tmp_path}: has no chat template"):
+    templates.template_of_run(tmp_path, cfg)
+
+
 @pytest.mark.slow  # a run
 def test_a_run_learns_answers_alone(tmp_path):
   file = write(tmp_path / "c.jsonl", conversations(60))
@@ -226,11 +319,11 @@ def test_long_conversations_are_cut_or_dropped_when_told_to(tmp_path):
     cfg = config(file, objective__too_long=how)
     opened = kind_of(cfg).open(cfg)
     sizes[how] = len(opened.train.ids) + len(opened.val.ids)
-    assert max(map(len, opened.train.ids)) <= 160
+    assert max(map(len, opened.train.ids)) <= 161
   assert sizes == {"cut": 60, "drop": 30}
   long = json.dumps({"messages": [USER, {"role": "assistant", "content": "é" * 90}]})
   (tmp_path / "long.jsonl").write_text(long)
   cfg = config(tmp_path / "long.jsonl", objective__too_long="cut", model__seq_len=100)
   side = chat.read_side(cfg, ByteTokenizer(), cfg.data.sources, "train", "data.sources")
-  text = bytes(side.ids[0][side.counted[0] == chat.TEXT].tolist()).decode(errors="ignore")
+  text = bytes(side.ids[0][side.counted[0] == templates.TEXT].tolist()).decode(errors="ignore")
   assert side.bytes == [len(text.encode())] and 0 < len(text) < 90

@@ -107,7 +107,9 @@ class Marked(Letters):
 def test_rows_end_at_a_token_that_holds_the_stop(small):
   cfg, _, params = small
   generate, hot = make_generator(cfg, 8), Sampling(temperature=3.0)
-  draw = lambda t, stop: draw_texts(generate, params, [[EOT, 5], [EOT, 7]], hot, 1, t, stop)
+  draw = lambda t, stop: draw_texts(
+    generate, params, [[EOT, 5], [EOT, 7]], hot, 1, t, [stop] if stop else []
+  )
   free = draw(Letters(), None)
   letters = [row.text[2] for row in free]
   for stop in (letters[0], letters[1], free[0].text[1:4]):

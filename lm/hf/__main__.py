@@ -24,6 +24,7 @@ from collections.abc import Sequence
 
 from lm.config.command_line import Parser, run_main
 from lm.config.errors import number_of
+from lm.data.templates import has_template
 from lm.hf.runs import export_run, import_run
 from lm.models.registry import family_of, make_model
 from lm.runs import bucket
@@ -59,7 +60,12 @@ def main(argv: Sequence[str]) -> int:
     print(f"imported: {workdir} ({number_of(cfg.model.depth, 'layer')}, width {cfg.model.width})")
     place = shlex.quote(str(workdir))
     if family_of(cfg.model).init_cache:
-      print(f'try: python -m lm.generate --workdir {place} --prompt "The "')
+      asked = (
+        '--chat --prompt "Who are you?"'
+        if has_template(workdir / "tokenizer")
+        else '--prompt "The "'
+      )
+      print(f"try: python -m lm.generate --workdir {place} {asked}")
     elif hasattr(make_model(cfg.model), "bidirectional"):
       print(f'try: python -m lm.embed --workdir {place} --text "A sentence" --text "Another one"')
   else:

@@ -263,30 +263,35 @@ def draw_texts(
   sampling: Sampling,
   seed: int,
   tokenizer: Any,
-  stop: str | None = None,
+  stops: Sequence[str] = (),
+  ends: Sequence[int] = (),
 ) -> list[Drawn]:
-  """Texts from a generator of `make_generator`; each ends before the first `stop` in it.
+  """Texts from a generator of `make_generator`, each before the first of `stops` or token of `ends` in it.
 
-  A row ends with a token that holds `stop`, so that none goes on in vain; where `stop` lies over several
+  A row ends with a token that holds a stop, so that none goes on in vain; where a stop lies over several
   tokens the row goes on, and is cut.
   """
-  t, decode = tokenizer, tokenizer.decode
-  arguments = (params, prompts, sampling, seed, t.eot_id, t.start_id)
-  if stop is None:
-    return [Drawn(ids, decode(ids)) for ids in generate(*arguments)]
-  ends = _holding(t, stop)
-  drawn = [(ids, decode(ids)) for ids in generate(*arguments, sorted(ends))]
-  if any(ids and ids[-1] in ends and stop not in text for ids, text in drawn):
-    drawn = [
-      (ids, decode(ids)) for ids in generate(*arguments)
-    ]  # as the token reads otherwise there
-  return [Drawn(ids, text.split(stop)[0]) for ids, text in drawn]
+  t = tokenizer
+  draw = functools.partial(generate, params, prompts, sampling, seed, t.eot_id, t.start_id)
+  written = lambda ids: t.decode(ids[:-1] if ids and ids[-1] in ends else ids)
+  holding = {i for stop in stops for i in _holding(t, stop)}
+  drawn = [Drawn(ids, written(ids)) for ids in draw((*ends, *holding))]
+  if any(ids and ids[-1] in holding and before(text, stops) == text for ids, text in drawn):
+    drawn = [Drawn(ids, written(ids)) for ids in draw(ends)]  # a token reads otherwise there
+  return [Drawn(ids, before(text, stops)) for ids, text in drawn]
+
+
+def before(text: str, stops: Sequence[str]) -> str:
+  """The text before the first stop in it."""
+  for stop in stops:
+    text = text.split(stop)[0]
+  return text
 
 
 @functools.lru_cache(maxsize=8)
 def _holding(tokenizer: Any, text: str) -> frozenset[int]:
   """Tokens that hold a text where they follow another token."""
-  before = list(tokenizer.encode("a"))[:1]
-  written = len(tokenizer.decode(before))
-  added = lambda token: tokenizer.decode([*before, token])[written:]
+  first = list(tokenizer.encode("a"))[:1]
+  written = len(tokenizer.decode(first))
+  added = lambda token: tokenizer.decode([*first, token])[written:]
   return frozenset(token for token in range(tokenizer.vocab_size) if text in added(token))

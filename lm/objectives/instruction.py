@@ -6,7 +6,8 @@ roles and system messages are read and not learned (Ouyang et al. 2022, arXiv:22
 
 import dataclasses
 
-from lm.config.schema import field
+from lm.config.schema import Config, field
+from lm.data import templates
 from lm.objectives import next_token
 
 
@@ -16,4 +17,17 @@ class InstructionConfig(next_token.NextTokenConfig):
   too_long: str = field(choices=("refuse", "cut", "drop"))
 
 
-INSTRUCTION = dataclasses.replace(next_token.NEXT_TOKEN, section=InstructionConfig, batches="chat")
+def make_sampler(cfg: Config, tokenizer, mesh=None):
+  """`sample(params, seed) -> text`: the answer to cfg.sample.prompt; None where samples are off."""
+  if cfg.sample.tokens == 0:
+    return None
+  template = templates.find_template(cfg.objective.template, templates.folder_of(cfg))
+  asked = templates.asks(cfg.sample.prompt)
+  prompt = templates.tokenise(asked, template, tokenizer, ask=True)[0].tolist()
+  ending = templates.ending_of(template, tokenizer)
+  return next_token.sampler_after(cfg, tokenizer, mesh, prompt, ending)
+
+
+INSTRUCTION = dataclasses.replace(
+  next_token.NEXT_TOKEN, section=InstructionConfig, batches="chat", make_sampler=make_sampler
+)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from lm.config.errors import ConfigError, check_divisible, number_of
 from lm.config.hparams import Hparams
 from lm.config.schema import Config, ObjectiveConfig, field
+from lm.data.templates import NO_ENDING, Ending
 from lm.models import trees
-from lm.models.decoding import Sampling, make_generator
+from lm.models.decoding import Sampling, draw_texts, make_generator
 from lm.models.experts import LOSSES, ROUTING, update_bias
 from lm.models.registry import family_of
 from lm.objectives.cross_entropy import chunked_token_sums, token_sums
@@ -222,6 +223,11 @@ def make_sampler(cfg: Config, tokenizer, mesh=None):
   if cfg.sample.tokens == 0:
     return None
   prompt = [tokenizer.start_id, *tokenizer.encode(cfg.sample.prompt)]
+  return sampler_after(cfg, tokenizer, mesh, prompt)
+
+
+def sampler_after(cfg: Config, tokenizer, mesh, prompt: Sequence[int], ending: Ending = NO_ENDING):
+  """`sample(params, seed) -> text` after these tokens."""
   room = cfg.model.seq_len - len(prompt)
   if room < 1:
     raise ConfigError(
@@ -234,7 +240,10 @@ def make_sampler(cfg: Config, tokenizer, mesh=None):
   def sample(params, seed):
     if mesh is None:
       params = jax.device_put(params, jax.local_devices()[0])
-    return tokenizer.decode(generate(params, [prompt], sampling, seed, tokenizer.eot_id)[0])
+    drawn = draw_texts(
+      generate, params, [prompt], sampling, seed, tokenizer, ending.stops, ending.ids
+    )
+    return drawn[0].text
 
   return sample
 

@@ -105,7 +105,8 @@ def _next_commands(workdir: pathlib.Path, argv: Sequence[str]) -> list[str]:
     "--workdir",
     f"{workdir}-lr{rate}",
   ]
-  generate = ["python", "-m", "lm.generate", "--workdir", str(workdir), "--prompt"]
+  chat = ["--chat"] if hasattr(cfg.objective, "template") else []
+  generate = ["python", "-m", "lm.generate", "--workdir", str(workdir), *chat, "--prompt"]
   other = ["--data", "python", "--max_tokens", "500000"] if kind_of(cfg).any_text else []
   return [
     *([shlex.join([*generate, cfg.sample.prompt])] if family_of(cfg.model).init_cache else []),

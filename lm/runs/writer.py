@@ -17,6 +17,7 @@ import numpy as np
 from lm.config.errors import ConfigError, number_of
 from lm.config.schema import Config
 from lm.cost.flops import run_flops_per_token
+from lm.data.templates import save_template
 from lm.data.tokenizers import save_tokenizer
 from lm.devices import processes
 from lm.files import read_jsonl, write_json
@@ -75,6 +76,7 @@ class RunWriter:
         write_json(workdir / "run.json", self._about)
       (workdir / "tokenizer").mkdir(exist_ok=True)
       save_tokenizer(data.tokenizer, workdir / "tokenizer")
+      save_template(cfg, workdir / "tokenizer")
     self._rewinds = [dict(r) for r in rundir.read_run(workdir).get("rewinds", [])]
     processes.wait_for_all("run directory")
     origin = rundir.origin(cfg, kind_of(cfg).describe(data))

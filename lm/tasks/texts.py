@@ -13,7 +13,8 @@ from lm.config.schema import DataConfig
 from lm.data import cleaning
 from lm.data.pairs import read_pairs
 from lm.data.sources.readers.fields import listed, parse, walk
-from lm.models.decoding import prompt_ids, room_after
+from lm.data.templates import asks
+from lm.models.decoding import room_after
 from lm.models.registry import family_of
 from lm.runs.load import LoadedRun
 from lm.runs.progress import counted
@@ -41,6 +42,10 @@ class Writing(NamedTuple):
   truncate: bool = (
     False  # sources longer than the model are cut; so they are where data.truncate says so
   )
+  chat: bool = (
+    False  # a source and its cue are a user's message, written by the run's chat template
+  )
+  system: str | None = None  # what such a conversation begins with
 
 
 def read_examples(task: str, path: str, cfg: DataConfig, limit: int | None) -> list[Example]:
@@ -113,7 +118,10 @@ def answers(run: LoadedRun, sources: Sequence[str], writing: Writing) -> list[st
   """
   cfg, t = run.cfg.model, run.tokenizer
   texts = [cleaning.clean(source, run.cfg.data) for source in sources]
-  size = lambda text: len(prompt_ids(cfg, t.encode(text + writing.cue), t.start_id, t.eot_id))
+  asked = lambda text: (
+    asks(text + writing.cue, writing.system) if writing.chat else text + writing.cue
+  )
+  size = lambda text: len(run.reads(asked(text)))
   lengths = [size(text) for text in texts]
   reads_source = family_of(cfg).reads_source
   most = cfg.seq_len if reads_source else cfg.seq_len - 1
@@ -125,7 +133,7 @@ def answers(run: LoadedRun, sources: Sequence[str], writing: Writing) -> list[st
         f"reads {most}{' before it writes' * (not reads_source)}; shorten it, or cut such with --truncate"
       )
     kept = most if reads_source else cfg.seq_len - min(ROOM, cfg.seq_len // 2)
-    room = kept - len(t.encode(writing.cue)) - 1
+    room = kept - size("")
     texts = [
       _cut(t, text, room) if n > most else text for text, n in zip(texts, lengths, strict=True)
     ]
@@ -140,7 +148,7 @@ def answers(run: LoadedRun, sources: Sequence[str], writing: Writing) -> list[st
     )  # of one shape, so that nothing compiles anew
     longest = max(lengths[i] for i in chosen)
     tokens = min(max(1, room_after(cfg, longest)), MOST)
-    prompts = [texts[i] + writing.cue for i in rows]
+    prompts = [asked(texts[i]) for i in rows]
     written = run.generate(prompts, tokens, 0.0, 0, beams, writing.length_penalty, writing.stop)
     for i, text in zip(chosen, written, strict=False):
       found[i] = text
