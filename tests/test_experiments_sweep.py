@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 
+from experiments import __main__ as experiments
 from experiments.commands import command_line as cli
 from experiments.report.claims import Claim, Estimate, verdict, verdicts
 from experiments.sweep import Run, halving, search, sweep
@@ -72,6 +73,31 @@ def test_a_wrong_override_names_its_run():
     ConfigError, match=r"run a: model\.heads=3: .*|run a: model.width=32: must be"
   ):
     members([Run("a", {"model.heads": 3}, SMOKE)])
+
+
+@pytest.mark.parametrize("runs, words", [
+  ({"a": {"seed": 0}, "b": {"seed": "0"}}, "run=b: is the same as a in every setting"),
+  ({"a": {"train.steps": 20}, "b": {"train.tokens": 20 * 8 * 64, "train.steps": None}}, "run=b: is the same"),
+  ({"a": {"seed": 0}, "b": {"seed": 1}, "c": {"checkpoint.keep": 3}, "d": {"train.steps": 21}}, None),
+])  # fmt: skip
+def test_one_run_under_two_names_is_refused(runs, words):
+  made = members([Run(name, settings, SMOKE) for name, settings in runs.items()])
+  if words is None:
+    sweep.check_distinct(made)
+    return
+  with pytest.raises(ConfigError, match=words):
+    sweep.check_distinct(made)
+
+
+def test_a_key_that_runs_differ_in_is_not_set_for_all():
+  runs = [Run(f"s{seed}", {"seed": seed}, SMOKE) for seed in (0, 1)]
+  changes = {"seed": "3"}
+  changed = sweep.with_overrides(sweep.make_experiment("x", runs), changes)
+  with pytest.raises(ConfigError, match="set=seed=3: makes one run of s0,seed=3 and s1,seed=3"):
+    sweep.check_set(changed, changes)
+  sweep.check_set(sweep.only(changed, ["s1,seed=3"]), changes)
+  with pytest.raises(ConfigError, match="set=seed=3: makes one run of"):
+    experiments.main(["plan", "lr_sweep", "--set", "seed=3", "--probe", "never"])
 
 
 def test_overrides_make_other_runs_with_other_names():

@@ -45,7 +45,9 @@ def test_gzip_tabs_byte_order_marks_and_jsonl(tmp_path):
 
 
 def test_rows_that_cannot_be_used_are_counted_by_number_and_reason(tmp_path):
-  path = write(tmp_path, "params,tokens,loss\n10,20,3\n10,,3\n10,20,-1\n10,20,nan\n0,20,3\n")
+  path = write(
+    tmp_path, "params,tokens,loss\n1e3,2e4,3\n1e3,,3\n1e3,2e4,-1\n1e3,2e4,nan\n0,2e4,3\n"
+  )
   t = laws.read_table(path).need("n_params", "n_tokens", "loss")
   assert list(t.rows) == [1]
   assert dict(t.skipped) == {
@@ -57,7 +59,7 @@ def test_rows_that_cannot_be_used_are_counted_by_number_and_reason(tmp_path):
 
 
 def test_a_column_that_is_not_needed_may_have_holes(tmp_path):
-  path = write(tmp_path, "params,tokens,loss,steps\n10,20,3,\n11,21,3,0\n")
+  path = write(tmp_path, "params,tokens,loss,steps\n1e3,2e4,3,\n1e3,2e4,3,0\n")
   assert len(laws.read_table(path).need("n_params", "loss")) == 2
 
 
@@ -431,3 +433,40 @@ def test_zero_flops_over_zero_parameters_are_a_named_row_and_no_warning(tmp_path
   path = write(tmp_path, "params,flops,loss\n0.0,0.0,3\n1e6,6e13,3\n")
   t = laws.read_table(path).with_flops().need("n_params", "n_tokens", "loss")
   assert list(t.rows) == [2] and t.skipped[0][0] == 1
+
+
+N_PARAMS, N_TOKENS = [7e7, 1.6e8, 1.4e9], [3e9, 1e10, 5e10]
+
+
+def columns_table(tmp_path, n, d, c, head="params,tokens,compute,loss"):
+  rows = [f"{a:.6g},{b:.6g},{f:.6g},3" for a, b, f in zip(n, d, c, strict=True)]
+  return write(tmp_path, "\n".join([head, *rows]) + "\n")
+
+
+@pytest.mark.parametrize("of, factor, said", [
+  ("n", 1e9, r"n_params \('params'\): values from 0.07 to 1.4 are too small.*--unit n_params=1e9,"),
+  ("n", 1e6, r"n_params \('params'\): values from 70 to 1.4e\+03 are too small"),
+  ("d", 1e9, r"n_tokens \('tokens'\): values from 3 to 50 are too small.*--unit n_tokens=1"),
+  ("c", 8.64e19, r"flops \('compute'\): values from 0.0146 to 4.86 are too small.*=8.64e19"),
+  ("c", 1e12, r"flops \('compute'\): is 1e-12 x 6 N D \(TFLOPs\?\); .*--unit flops=1e\+12, or"),
+  ("one", 1e9, r"n_params \('params'\): 0.07 in row 1 is too small to be a count beside 1.4e\+09"),
+])  # fmt: skip
+def test_a_unit_that_nobody_says_is_asked_for(tmp_path, of, factor, said):
+  n, d = np.array(N_PARAMS), np.array(N_TOKENS)
+  c = 6 * n * d
+  shown = {"n": n, "d": d, "c": c} | (
+    {of: {"n": n, "d": d, "c": c}[of] / factor} if of in "ndc" else {}
+  )
+  if of == "one":
+    shown["n"] = np.array([n[0] / factor, *n[1:]])
+  path = columns_table(tmp_path, *shown.values())
+  with pytest.raises(ValueError, match=said):
+    laws.read_table(path).need("n_params", "n_tokens", "loss")
+  if of == "one":
+    return
+  name = {"n": "n_params", "d": "n_tokens", "c": "flops"}[of]
+  told = laws.read_table(path, scale={name: factor}).need("n_params", "n_tokens", "loss")
+  np.testing.assert_allclose(told["flops"], c, rtol=1e-4)
+  laws.read_table(path, scale={name: 1.0}).need(name)  # believed
+  kept = laws.read_table(path)  # what does not need it does not ask
+  assert len(kept.need("loss")) == 3

@@ -46,6 +46,7 @@ def show_plan(
 
   experiment = timed(options, experiment)
   members = sweep.resolve_runs(experiment.runs, folder_of(options, experiment))
+  sweep.check_distinct(members)
   if options.branch:
     branches = _branches(experiment, members)
     members, notes = branches.members, [*notes, branches.words()]
@@ -112,6 +113,7 @@ def train(options, experiment: sweep.Experiment, quiet: bool = False) -> int:
   folder = folder_of(options, experiment)
   experiment = timed(options, experiment)
   members = sweep.resolve_runs(experiment.runs, folder)
+  sweep.check_distinct(members)
   for member in members:
     sweep.open_data(member.cfg)  # tokenised once, before many workers ask for it
   if experiment.law and not options.force:

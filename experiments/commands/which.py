@@ -49,6 +49,7 @@ def select(options) -> sweep.Experiment:
   experiment = sweep.with_overrides(experiment, changes)
   if options.only:  # at full budget: a few runs that are named have nothing to be halved for
     experiment = dataclasses.replace(sweep.only(experiment, options.only), halving=None)
+  sweep.check_set(experiment, changes)
   return experiment
 
 

@@ -19,6 +19,16 @@ from lm.config.errors import number_of
 FILTERED = "not "  # begins the reason of a row that `where` leaves out
 SHOWN_ROWS = 12  # rows named in a note
 RUN = "run"  # label under which rows of one run share a text
+LEAST = {  # a count below it is in another unit: (of which rows, the least, an example of a unit)
+  "n_params": (np.min, 100, "1e9"),
+  "n_params_non_embedding": (np.min, 100, "1e9"),
+  "n_tokens": (np.median, 1000, "1e9"),
+  "flops": (np.median, 1e6, "8.64e19"),
+}
+ONE_UNIT = 1e6  # sizes of one table that are further apart are not all in one unit
+FAR_FROM_6ND = 1e3  # FLOPs so many times 6 N D, or so few, are in another unit
+FLOP_UNITS = {"PF-days": 8.64e19, "GFLOPs": 1e9, "TFLOPs": 1e12, "PFLOPs": 1e15, "EFLOPs": 1e18,
+              "ZFLOPs": 1e21}  # fmt: skip
 SIZES = ("n_params", "n_params_non_embedding", "n_tokens", "flops", "unique_tokens", "steps")
 __all__ = ["ALIASES", "RUN", "Table", "from_columns", "read_table"]
 SIGNED = frozenset({"unigram_loss"})  # columns whose values need not be > 0
@@ -39,6 +49,7 @@ class Table:
     header: every column of the source.
     unclear: our name -> columns that all look like it.
     texts: every column of the source as text, same length.
+    doubts: our name -> why its numbers cannot be counts in units of one; raised where they are needed.
   """
 
   columns: dict[str, np.ndarray]
@@ -50,6 +61,7 @@ class Table:
   header: tuple[str, ...] = ()
   unclear: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
   texts: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+  doubts: dict[str, str] = dataclasses.field(default_factory=dict)
 
   @property
   def clusters(self) -> np.ndarray | None:
@@ -74,8 +86,12 @@ class Table:
     """The rows whose values in `names` are finite and positive (but SIGNED); the others are skipped by name.
 
     Raises:
-      ValueError: a column is absent or unclear, or no row is left.
+      ValueError: a column is absent, unclear or of another unit than it says, or no row is left.
     """
+    together = ("flops",) if {"n_params", "n_tokens"} <= {*names} else ()
+    for name in (*names, *together):
+      if name in self.doubts:
+        raise ValueError(self.doubts[name])
     why = {}
     for name in names:
       values = self[name]
@@ -226,13 +242,15 @@ def _read(path, names, labels, where, scale, decimal, drop_repeats, options) -> 
       raise ValueError(
         f"unit={ours}: no such column was read; {columns.how_to_name(ours)} (read: {known})"
       )
-  out = {}
+  out, told = {}, set()
   for ours, theirs in choice.chosen.items():
     read = numbers(theirs)
     notes += [f"{ours} ({theirs!r}): {text}" for text in read.remarks]
     values, said = _scaled(read, ours, theirs, scale.get(ours), choice.scale.get(ours, 1.0))
     out[ours] = values[keep]
     notes += said
+    if ours in scale or choice.scale.get(ours, 1.0) != 1 or read.own_unit.any():
+      told.add(ours)
   chosen, unclear = dict(choice.chosen), dict(choice.unclear)
   for ours, theirs in choice.unclear.items():
     same = [[source.rows[i][1].get(c) for i in keep] for c in theirs]
@@ -249,7 +267,7 @@ def _read(path, names, labels, where, scale, decimal, drop_repeats, options) -> 
   rows = np.array([source.rows[i][0] for i in keep], int)
   table = Table(
     out, {k: texts[k] for k in labels}, rows, tuple(skipped), chosen, tuple(notes),
-    tuple(source.header), unclear, texts,
+    tuple(source.header), unclear, texts, _doubts(out, chosen, told, rows),
   )  # fmt: skip
   return table if len(table) else table.need()
 
@@ -304,6 +322,54 @@ def _scaled(read: cells.Column, ours, theirs, asked: float | None, header: float
     why = f", as its header {theirs!r} says" if asked is None else ""
     notes.append(f"{ours} was multiplied by {factor:g}{why}")
   return np.where(read.own_unit, read.values, read.values * factor), notes
+
+
+def _doubts(
+  values: Mapping[str, np.ndarray], source: Mapping[str, str], told, rows: np.ndarray
+) -> dict[str, str]:
+  """{our name: a line} for counts that are too small to be ones, or FLOPs that are nowhere near 6 N D.
+
+  Args:
+    values: our name -> [n], nan where missing.
+    source: our name -> their column.
+    told: names whose unit the caller, the header or the cells say.
+    rows: [n] their numbers in the source.
+  """
+  found = {}
+  usable = {k: v[np.isfinite(v) & (v > 0)] for k, v in values.items()}
+  for name, (of, least, unit) in LEAST.items():
+    if name in told or name not in usable or not len(usable[name]):
+      continue
+    low, high = usable[name].min(), usable[name].max()
+    if of(usable[name]) >= least:
+      continue
+    if np.median(usable[name]) >= least and high > ONE_UNIT * low:
+      row = rows[np.flatnonzero(values[name] == low)[0]]
+      found[name] = (
+        f"{name} ({source[name]!r}): {low:.3g} in row {row} is too small to be a count beside {high:.3g}; "
+        f"mend that row, or say --unit {name}=1 if it is one"
+      )
+    else:
+      found[name] = (
+        f"{name} ({source[name]!r}): values from {low:.3g} to {high:.3g} are too small to be counts; say "
+        f"what they are in with --unit {name}={unit}, or --unit {name}=1 if they are"
+      )
+  if (
+    "flops" not in told and "flops" not in found and {"n_params", "n_tokens", "flops"} <= {*values}
+  ):
+    counted = 6 * values["n_params"] * values["n_tokens"]
+    with np.errstate(divide="ignore", invalid="ignore"):
+      ratios = values["flops"] / counted
+    ratios = ratios[np.isfinite(ratios) & (ratios > 0)]
+    ratio = np.median(ratios) if len(ratios) else 1.0
+    if not 1 / FAR_FROM_6ND < ratio < FAR_FROM_6ND:
+      near = (f" ({n}?)" for n, factor in FLOP_UNITS.items() if 0.3 < ratio * factor < 3)
+      unit = next((f for f in FLOP_UNITS.values() if 0.3 < ratio * f < 3), 1 / ratio)
+      found["flops"] = (
+        f"flops ({source['flops']!r}): is {ratio:.2g} x 6 N D{next(near, '')}; say what it is in with --unit "
+        f"flops={unit:.3g}, or --unit flops=1 if it is FLOPs"
+      )
+  return found
 
 
 def _without_repeats(source: sources.Source, keep: list[int]):

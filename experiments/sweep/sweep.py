@@ -17,6 +17,7 @@ import ast
 import dataclasses
 import importlib.util
 import inspect
+import json
 import math
 import pathlib
 import re
@@ -178,6 +179,19 @@ def with_overrides(experiment: Experiment, changes: Mapping[str, object]) -> Exp
   return dataclasses.replace(experiment, runs=tuple(runs))
 
 
+def check_set(experiment: Experiment, changes: Mapping[str, object]) -> None:
+  """ConfigError where `changes` have made one run of several, which would count as several."""
+  seen: dict[str, str] = {}
+  for run in experiment.runs if changes else ():
+    settings = json.dumps([run.config, run.overrides], default=str, sort_keys=True)
+    other = seen.setdefault(settings, run.name)
+    if other != run.name:
+      raise ConfigError(
+        f"set={run_name(changes)}: makes one run of {other} and {run.name}, which differ in it; choose some "
+        "runs by --only, or set another key"
+      )
+
+
 def only(experiment: Experiment, names: Sequence[str]) -> Experiment:
   """The experiment with these runs and no others."""
   by_name = {run.name: run for run in experiment.runs}
@@ -204,6 +218,19 @@ def resolve_run(run: Run, folder: pathlib.Path) -> Member:
 def resolve_runs(runs: Sequence[Run], folder: pathlib.Path) -> list[Member]:
   """`resolve_run` of each."""
   return [resolve_run(run, folder) for run in runs]
+
+
+def check_distinct(members: Iterable[Member]) -> None:
+  """ConfigError where two are one run under two names: it would count as two."""
+  seen: dict[str, str] = {}
+  for member in members:
+    settings = json.dumps(dataclasses.asdict(member.cfg), sort_keys=True)
+    other = seen.setdefault(settings, member.name)
+    if other != member.name:
+      raise ConfigError(
+        f"run={member.name}: is the same as {other} in every setting, and would count as a second one; "
+        "leave one out"
+      )
 
 
 def checked(run: Run, row: Mapping[str, object]) -> Mapping[str, object]:
