@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from lm.data import chat, templates
 from lm.data.kinds import KINDS
 from lm.data.tokenizers import ByteTokenizer
 from lm.evaluate import evaluate_run
+from lm.hf.runs import export_run
 from lm.objectives import instruction
 from lm.runs.load import load
 from lm.setup.load import load_config
@@ -135,7 +137,8 @@ def test_the_tokenizers_own_template_is_transformers_rendering(special):
   assert tokenizer.backend.decode(ids, skip_special_tokens=False) == expected
 
 
-def test_what_is_asked_is_transformers_rendering_and_the_end_is_what_counts(special):
+def test_what_is_asked_is_transformers_rendering_and_the_end_is_what_counts(special, tmp_path):
+  special = shutil.copytree(special, tmp_path / "copy")
   transformers = pytest.importorskip("transformers")
   theirs = transformers.AutoTokenizer.from_pretrained(special)
   for text in (theirs.chat_template, CHATML_JINJA, [{"name": "default", "template": CHATML_JINJA}]):
@@ -266,6 +269,24 @@ def test_a_task_asks_by_the_template_and_the_samples_answer(tuned):
   drawn = dataclasses.replace(run.cfg.sample, tokens=8, prompt="say 1", temperature=0.0)
   sample = instruction.make_sampler(dataclasses.replace(run.cfg, sample=drawn), run.tokenizer)
   assert sample(run.params, 0) == run.generate([templates.asks("say 1")], 8, 0.0)[0]
+
+
+@pytest.mark.slow  # a run
+def test_an_exported_run_is_asked_alike_by_transformers(tuned, special, tmp_path):
+  transformers = pytest.importorskip("transformers")
+  changes = {k.replace(".", "__"): v for k, v in TINY.items()} | {
+    "objective__template": "tokenizer"
+  }
+  changes |= {"data__tokenizer": "huggingface", "data__tokenizer_path": str(special)}
+  changes |= {"data__sources": f"text:{tuned.parent / 'c.jsonl'}", "model__seq_len": 160}
+  trained.run(tmp_path / "run", **changes, train__steps=1)
+  messages = [*templates.asks("say 3", "Be brief."), BOT, USER]
+  for workdir in (tuned, tmp_path / "run"):
+    folder = tmp_path / f"exported-{workdir.parent.name}"
+    export_run(workdir, folder, "latest")
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    found = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert found == load(workdir).reads(messages), workdir
 
 
 def test_a_chat_needs_a_template(tmp_path):

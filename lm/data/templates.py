@@ -23,6 +23,11 @@ from lm.config.errors import ConfigError
 from lm.config.schema import Config
 
 CHATML = ("<|im_start|>", "<|im_end|>")
+CHATML_JINJA = (
+  "{{ bos_token }}{% for message in messages %}"
+  "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
+  "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 SETTINGS, OWN_FILE = "tokenizer_config.json", "chat_template.jinja"
 OPEN, CLOSE = (
   "\ue000",
@@ -143,6 +148,13 @@ def template_of_run(workdir: pathlib.Path, cfg: Config) -> Template:
       "its tokenizer; tune it with configs/instruction.py, or leave --chat out"
     )
   return find_template(name or "tokenizer", workdir / "tokenizer")
+
+
+def jinja_of_run(workdir: pathlib.Path, cfg: Config) -> str | None:
+  """The chat template of a run as `transformers` renders it; None where it has none."""
+  if getattr(cfg.objective, "template", None) == "chatml":
+    return CHATML_JINJA
+  return _read(workdir / "tokenizer")[0]
 
 
 def has_template(folder: pathlib.Path) -> bool:

@@ -10,6 +10,7 @@ import jax
 from lm.config.errors import ConfigError
 from lm.config.schema import Config
 from lm.data import tokenizers
+from lm.data.templates import jinja_of_run
 from lm.files import whole_folder, write_json
 from lm.hf.architectures import ARCHITECTURES
 from lm.hf.bert import classes_of
@@ -161,5 +162,6 @@ def export_run(
   check_target(folder)
   with whole_folder(folder, "to", (*WEIGHT_FILES, *TOKENIZER_FILES)) as made:
     write_folder(made, state, hf_config, dtype)
-    write_tokenizer(tokenizer, workdir / "tokenizer", made, cfg.model.seq_len)
+    template = jinja_of_run(workdir, cfg)
+    write_tokenizer(tokenizer, workdir / "tokenizer", made, cfg.model.seq_len, template)
     return sorted(path.name for path in made.iterdir())

@@ -44,13 +44,18 @@ def copy_in(folder: pathlib.Path, inside: pathlib.Path) -> tuple[str, pathlib.Pa
 
 
 def write_tokenizer(
-  tokenizer: tokenizers.Tokenizer, inside: pathlib.Path, folder: pathlib.Path, seq_len: int
+  tokenizer: tokenizers.Tokenizer,
+  inside: pathlib.Path,
+  folder: pathlib.Path,
+  seq_len: int,
+  template: str | None = None,
 ) -> None:
   """Writes a run's tokenizer as the files that `transformers` reads.
 
   Args:
     inside: the run's tokenizer folder; files that an import left there are copied.
     seq_len: tokens the model takes.
+    template: of chats; those of an import are in its files.
   """
   names = [name for files in FILES_OF.values() for name in files]
   copied = [name for name in names if (inside / name).is_file()]
@@ -72,5 +77,7 @@ def write_tokenizer(
     "clean_up_tokenization_spaces": False,
     "model_max_length": seq_len,
   }
+  if template is not None:
+    settings["chat_template"] = template
   text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
   (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
