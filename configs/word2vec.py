@@ -46,6 +46,7 @@ def get_config(size: str = "smoke"):
     objective.negatives = 5.0  # what the drawn words weigh together
     objective.drawn = 64  # words drawn a row
     objective.power = 0.75  # of the counts they are drawn by
+    objective.gradient = "exact"  # of cbow's mean: exact | word2vec, each neighbour by all of it
     objective.subsample = 1e-3  # frequency from which words are left out at times; 0 = off
     config.optim.name = "adam"
     config.optim.peak_lr = 1e-2

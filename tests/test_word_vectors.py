@@ -202,6 +202,32 @@ def test_the_loss_is_that_of_the_paper(text, architecture):
   assert sums["weight"] == weight and sums["units"] == 10 and sums["kept"] == 8
 
 
+@pytest.mark.parametrize("gradient", ["exact", "word2vec"])
+def test_neighbours_move_by_their_share_or_by_all_of_the_means_gradient(text, gradient):
+  batch = {
+    "words": np.int32([[3, 4, 5, 6]]), "segments": np.int32([[1, 1, 1, 1]]),
+    "windows": np.int32([[1, 2, 1, 2]]), "negatives": np.int32([[8, 9]]), "read": np.float32([4]),
+  }  # fmt: skip
+  more = topics(text, objective__architecture="cbow", objective__gradient=gradient)
+  cfg, _ = resolved(WORD2VEC, **more)
+  rng = np.random.default_rng(0)
+  shapes = shapes_of(cfg.model)
+  params = jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape), jnp.float32), shapes)
+  loss = OBJECTIVES["negative_sampling"].make_loss(make_model(cfg.model), cfg)
+  value = lambda p: loss(p, {}, batch, None, make_hparams(cfg))[0]
+  found = jax.grad(value)(params)["embed"]["embedding"]
+  v, u = (np.array(params[t]["embedding"], np.float64) for t in ("embed", "context"))
+  expected, s = np.zeros_like(v), lambda x: 1 / (1 + np.exp(-x))
+  for i, word in enumerate(batch["words"][0]):
+    near = [j for j in range(4) if j != i and abs(i - j) <= batch["windows"][0, i]]
+    words = batch["words"][0][near]
+    mean = v[words].mean(axis=0)
+    error = (s(mean @ u[word]) - 1) * u[word]
+    error = error + 5.0 * np.mean([s(mean @ u[n]) * u[n] for n in batch["negatives"][0]], axis=0)
+    expected[words] += error / (len(near) if gradient == "exact" else 1)
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_gloves_loss_is_that_of_the_paper(text):
   batch = {
     "left": np.int32([3, 4, 5]), "right": np.int32([6, 3, 5]),
@@ -410,6 +436,7 @@ def test_any_models_embedding_can_start_from_them(vectors, text, spec):
 @pytest.mark.parametrize(("spec", "changes", "words"), [
   (WORD2VEC, {"mesh.sequence": 2}, r"mesh.sequence=2: words of a row are compared"),
   (WORD2VEC, {"data.pack": False}, r"data.pack=False: rows are spans of text"),
+  (WORD2VEC, {"objective.gradient": "word2vec"}, r"objective.gradient=word2vec: is of means of"),
   (GLOVE, {"data.weights": (1.0,)}, r"data.weights=1.0: pairs of all sources are counted together"),
   (GLOVE, {"data.pack": False}, r"data.pack=False: pairs lie within a document in any case"),
   (GLOVE, {"model.biases": False}, r"model.biases=False: objective.name=glove adds a bias"),

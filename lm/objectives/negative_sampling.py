@@ -8,6 +8,9 @@ drawn from counts ** 3/4: Mikolov et al. 2013, arXiv:1301.3781 (models) and arXi
 expectation over n is a mean over objective.drawn words that all words of a row share, after Ji et al. 2016,
 arXiv:1604.04661: products of matrices instead of look-ups, the same gradient on average. A drawn word may be
 a neighbour by chance, as in eq. 4.
+
+The gradient of m_w leaves each of its c neighbours a share of 1 / c. word2vec.c and gensim move each by all
+of it, which objective.gradient=word2vec does too: Irsoy, Benton & Stratos 2021, arXiv:2012.15332, §2.
 """
 
 import dataclasses
@@ -32,6 +35,7 @@ class NegativeSamplingConfig(ObjectiveConfig):
   negatives: float = field("(0, inf)", "5", traced=True)  # k, what all drawn words weigh together
   drawn: int = field("[1, inf)", "64")  # words drawn a row, shared by its words
   power: float = field("[0, 1]", "0.75")  # of the counts they are drawn by
+  gradient: str = field(choices=("exact", "word2vec"), neutral="exact")  # of CBOW's neighbours
   subsample: float = field(
     "[0, inf)", "1e-3"
   )  # t: more frequent words are left out at times; 0 = off
@@ -59,9 +63,10 @@ def make_loss(model: nn.Module, cfg: Config) -> LossFn:
     near_BLM = neighbours(batch["segments"], batch["windows"])
     count_BL = near_BLM.sum(axis=2)
     if cbow:
-      mean_BLD = jnp.einsum("blm,bmd->bld", near_BLM, v_BLD) / jnp.expand_dims(
-        jnp.maximum(count_BL, 1.0), 2
-      )
+      sum_BLD = jnp.einsum("blm,bmd->bld", near_BLM, v_BLD)
+      mean_BLD = sum_BLD / jnp.expand_dims(jnp.maximum(count_BL, 1.0), 2)
+      if cfg.objective.gradient == "word2vec":
+        mean_BLD = sum_BLD + jax.lax.stop_gradient(mean_BLD - sum_BLD)
       weight_BL = jnp.minimum(count_BL, 1.0)
       score_BL = (mean_BLD * u_BLD).sum(axis=2)
       true = (weight_BL * jax.nn.softplus(-score_BL)).sum()
@@ -106,6 +111,15 @@ def train_scores(sums: Sums) -> dict[str, jax.Array]:
 
 def eval_scores(sums: Mapping[str, Any], facts: Mapping[str, float]) -> dict[str, float]:
   return {name: sums[name] / max(sums["weight"], 1.0) for name in EVAL}
+
+
+def check(cfg: Config) -> None:
+  objective = cfg.objective
+  if objective.gradient != "exact" and objective.architecture != "cbow":
+    raise ConfigError(
+      f"objective.gradient={objective.gradient}: is of means of neighbours; set "
+      "objective.architecture=cbow, or use exact"
+    )
 
 
 def exact_flops(cfg: Config, causal: bool) -> float:
@@ -157,6 +171,7 @@ NEGATIVE_SAMPLING = Objective(
   eval_scores=eval_scores,
   needs=("words", "contexts"),
   exact_flops=exact_flops,
+  check=check,
   chance=lambda cfg: {"loss": (1 + cfg.objective.negatives) * 0.6931471805599453},
   make_sampler=make_sampler,
 )
