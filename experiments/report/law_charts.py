@@ -25,9 +25,10 @@ from experiments.report.charts import (
 )
 from experiments.report.formats import alike, short
 
-# Published exponents of N* in C: (label, value, dash). Hoffmann's is the mean of its three approaches.
+# Published exponents of N* in C: (label, value, dash). Hoffmann's is that of its isoFLOP slices
+# (table 2, approach 2; its first and third approaches: 0.50 and 0.46).
 REFERENCES = (
-  ("Hoffmann 2022: .50", 0.50, [5, 3]),
+  ("Hoffmann 2022: .49", 0.49, [5, 3]),
   ("Kaplan 2020: .73", 0.73, [1.5, 2.5]),
 )
 SIZES = ("n_params", "n_tokens")
