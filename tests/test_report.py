@@ -8,11 +8,13 @@ import itertools
 import json
 import math
 import re
+import struct
 import threading
 import time
 import types
 import urllib.error
 import urllib.request
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -27,6 +29,7 @@ from experiments.report import (
   board,
   charts,
   formats,
+  law_charts,
   law_tables,
   page,
   paper,
@@ -301,6 +304,63 @@ def test_latex_of_what_pages_write():
   )
   table = paper.latex_table("N & D", ["run", "N"], [["w=1", "1.2M"], ["w_2", ""]], "tab:1")
   assert r"\begin{tabular}{lr}" in table and r"w\_2 &  \\" in table and r"N \& D" in table
+
+
+SLICES = [
+  {"name": f"{c:g},{n:g}", "flops": c, "n_params": n, "n_tokens": c / 6 / n, "loss": 2 + x**2 / 9}
+  for c in (1e18, 3e18, 1e19, 3e19, 1e20) for x in range(-2, 3) for n in [c**0.5 / 30 * 2.0**x]
+]  # fmt: skip
+EXPONENTS = [
+  {"what": what, "value": 0.55, "low": 0.47, "high": 0.81, "text": "0.550 [0.470, 0.810]"}
+  for what in ("isoFLOP", "parametric", "non-embedding parameters", "exact FLOPs")
+]
+
+
+def drawn_text(svg):
+  """{text: (x, y)} of an SVG's text, in its own units; lines of one text apart."""
+  found, places = {}, []
+
+  def walk(node, x, y):
+    moved = re.search(r"translate\(([-\d.]+)[, ]+([-\d.]+)\)", node.get("transform", ""))
+    if moved:
+      x, y = x + float(moved[1]), y + float(moved[2])
+    if node.tag.endswith("}text"):
+      found["".join(node.itertext())] = (x, y)
+      places.append(("".join(node.itertext()), x, y))
+    for child in node:
+      walk(child, x, y)
+
+  walk(ElementTree.fromstring(svg), 0.0, 0.0)
+  return found, places
+
+
+@pytest.mark.parametrize("name", list(paper.STYLES))
+def test_figures_of_print_are_no_wider_than_a_column_and_nothing_in_them_touches(name):
+  style = paper.STYLES[name]
+  svg, width = paper.fitted_svg(law_charts.isoflop(SLICES, [], []).to_dict(), style)
+  assert style.width - 2 / 72 <= width <= style.width
+  places, _ = drawn_text(svg)
+  rows = {places[formats.power(c)][1] for c in (1e18, 3e18, 1e19, 3e19, 1e20)}
+  assert len(rows) == (2 if name == "icml" else 1)  # the legend is as wide as there is room
+
+  svg, width = paper.fitted_svg(law_charts.exponents(EXPONENTS).to_dict(), style)
+  assert style.width - 2 / 72 <= width <= style.width
+  places, each = drawn_text(svg)
+  for row in EXPONENTS:
+    assert row["what"] in places or row["what"].replace(" ", "") in places, sorted(places)
+  ticks = sorted(x for text, x, _ in each if re.fullmatch(r"0\.\d+", text))
+  assert len(ticks) > 1 and min(b - a for a, b in itertools.pairwise(ticks)) > 2 * style.text
+
+
+def test_a_picture_of_print_says_its_size(tmp_path):
+  paper.write_figure(
+    law_charts.exponents(EXPONENTS).to_dict(), tmp_path / "a", paper.STYLES["icml"]
+  )
+  head = (tmp_path / "a.png").read_bytes()[:200]
+  at = head.index(b"pHYs") + 4
+  across, _, unit = struct.unpack(">IIB", head[at : at + 9])
+  pixels = struct.unpack(">I", head[16:20])[0]
+  assert unit == 1 and pixels / across / 0.0254 == pytest.approx(3.25, abs=0.03)  # inches
 
 
 def test_a_sweep_without_analysis_is_answered_by_its_best_setting(tmp_path):

@@ -11,6 +11,7 @@ import html
 import json
 import pathlib
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 
 from experiments.report.charts import chart_csv
@@ -19,6 +20,11 @@ from lm.config.errors import ConfigError
 
 FONT = "Isoflop Sans"
 LEGEND_COLUMNS = (6, 4, 3, 2, 1)  # of a legend below the panels; the first that fits
+SHORT = (
+  2.0  # points that a figure may be narrower than its column, as drawings are whole points wide
+)
+LETTER = 0.56  # width of a letter of a heading, in its size
+NARROW = 4.0  # inches: names beside a panel stand in lines of a word each
 POINT = 72.0  # points an inch; a unit of the drawing is a point
 RAISED = {**dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+", strict=True)), "ᵃ": "a", "ᵇ": "b", "ˢ": "s"}
 SIGNS = {
@@ -108,7 +114,7 @@ def write_figure(spec: dict, stem: pathlib.Path, style: Style) -> float:
   svg, width = fitted_svg(spec, style)
   stem.with_suffix(".svg").write_text(svg, encoding="utf-8")
   stem.with_suffix(".pdf").write_bytes(vl_convert.svg_to_pdf(svg))
-  stem.with_suffix(".png").write_bytes(vl_convert.svg_to_png(svg, scale=4))
+  stem.with_suffix(".png").write_bytes(vl_convert.svg_to_png(svg, scale=1, ppi=4 * POINT))
   return width
 
 
@@ -123,18 +129,16 @@ def fitted_svg(spec: dict, style: Style) -> tuple[str, float]:
   panels = _panels(spec)
   across = 1 if style.stacked or len(panels) == 1 else min(len(panels), 3)
   goal = style.width * POINT
-  for (
-    columns
-  ) in LEGEND_COLUMNS:  # a legend wider than the column is the one thing that panels cannot mend
+  for columns in LEGEND_COLUMNS:  # one wider than the page's column is what panels cannot mend
     each = goal / across - 50
-    for _ in range(4):
+    for _ in range(5):
       chart = restyled(spec, style, max(each, 40), columns)
       svg = vl_convert.vegalite_to_svg(json.dumps(chart))
       width = float(re.search(r'<svg[^>]* width="([\d.]+)', svg)[1])
-      if abs(width - goal) < 0.5 or (each < 40 and width > goal):
+      if goal - SHORT < width <= goal or (each < 40 and width > goal):
         break
       each += (goal - width) / across
-    if width < goal + 1:
+    if width <= goal:
       break
   return svg, width / POINT
 
@@ -151,9 +155,12 @@ def restyled(spec: dict, style: Style, width: float, columns: int) -> dict:
     panel["width"] = width
     if isinstance(panel.get("height"), int | float):
       rows = panel["height"] < 120  # of one line each: they need their height
-      panel["height"] = panel["height"] * style.text / 10 if rows else style.height
-    if isinstance(panel.get("title"), str) and scale < 0.6:
-      panel["title"] = panel["title"].replace("against ", "vs ")
+      line = style.text / (8 if style.width < NARROW else 10)
+      panel["height"] = panel["height"] * line if rows else style.height
+    if isinstance(panel.get("title"), str):
+      title = panel["title"].replace("against ", "vs ") if scale < 0.6 else panel["title"]
+      lines = textwrap.wrap(title, max(12, int(width / (LETTER * style.text))))
+      panel["title"] = lines[0] if len(lines) == 1 else {"text": lines}
   _each_mark(spec, style)
   looks = spec.setdefault("config", {})
   text = {
@@ -168,6 +175,7 @@ def restyled(spec: dict, style: Style, width: float, columns: int) -> dict:
     **looks.get("axis", {}),
     **text,
     "labelOverlap": True,
+    "labelSeparation": style.text / 2,
     "titlePadding": 3,
     "tickSize": 3,
     "gridWidth": 0.5 * style.line,
@@ -214,6 +222,10 @@ def _each_mark(node, style: Style) -> None:
       legend["title"] = " ".join(legend["title"])
   if isinstance(node.get("padding"), dict):
     node["padding"] = 2  # text beside a panel counts as part of the drawing
+  beside = node.get("y")
+  if isinstance(beside, dict) and beside.get("type") == "nominal" and style.width < NARROW:
+    words = {"labelExpr": "split(datum.label, ' ')", "labelOverlap": False}
+    beside["axis"] = {**(beside.get("axis") or {}), **words}
   for key, value in node.items():
     if key != "datasets":
       _each_mark(value, style)
