@@ -117,6 +117,15 @@ def test_pointing_at_an_end_or_a_row_lights_up_the_same_run(page):
   assert said.startswith("width=64,seed=0") and "loss 3.3600" in said
   page.hover("tr[data-run='width=128,seed=1'] td.run")
   assert page.evaluate("[plots.curves.hovered, plots.ends.hovered]") == ["width=128,seed=1"] * 2
+  lit, own = page.evaluate("""(() => {
+    const plot = plots.ends, s = plot.content.series.find((s) => s.id === "width=128,seed=1");
+    const canvas = plot.over, scale = canvas.width / plot.width;
+    const pen = document.createElement("canvas").getContext("2d");
+    pen.fillStyle = s.color; pen.fillRect(0, 0, 1, 1);
+    const at = (context, x, y) => [...context.getImageData(x, y, 1, 1).data];
+    return [at(canvas.getContext("2d"), s.px[0] * scale, s.py[0] * scale), at(pen, 0, 0)];
+  })()""")
+  assert lit == own  # in its own colour, not in what was drawn with last
 
 
 def test_filters_are_words_and_conditions(page):
@@ -191,6 +200,16 @@ def test_a_run_opens_with_its_config_samples_log_and_checkpoints_as_text(page):
   assert said.count(EVIL) == 4  # reason, prompt, sample, log
   assert "optim.peak_lr" in said and "model.width" in said and "steps 20" in said
   assert page.eval_on_selector_all("#run script, #run img, #tablebox img", "x => x.length") == 0
+  assert page.evaluate("[text('', 308310000000), text('', 30720)]") == ["3.0831e11", "30720"]
+  page.set_viewport_size({"width": 390, "height": 800})
+  rows = page.eval_on_selector_all(
+    "#run td:first-child",
+    "cells => cells.map(c => { const r = document.createRange(); r.selectNodeContents(c);"
+    " return [c.textContent, r.getClientRects().length]; })",
+  )
+  assert max(len(key) for key, _ in rows) > 15
+  assert all(lines == 1 for _, lines in rows), rows  # no key is broken
+  page.set_viewport_size({"width": 1400, "height": 900})
   page.keyboard.press("Escape")
   assert page.is_hidden("#run")
 

@@ -29,7 +29,7 @@ function text(key, v) {
   if (key === "started") return new Date(1000 * v).toLocaleString();
   if (key === "seconds") return v < 60 ? `${v.toFixed(0)} s` : v < 3600 ? `${(v / 60).toFixed(1)} min` : `${(v / 3600).toFixed(2)} h`;
   if (/^(loss|bpb|train\/|eval\/)/.test(key)) return v.toFixed(4);
-  return String(+v.toPrecision(5));
+  return Math.abs(v) >= 1e9 ? (+v.toPrecision(5)).toExponential().replace("+", "") : String(+v.toPrecision(5));
 }
 
 const columns = () => [...new Set(BOARD.rows.flatMap(Object.keys))];

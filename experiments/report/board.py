@@ -211,7 +211,7 @@ def board_data(
   """
   wanted = [row for row in rows if only is None or row["name"] in only]
   each = max(60, min(512, CURVE_BINS // max(len(rows), 1)))
-  flat = [{k: _brief(v) for k, v in row.items() if k != "curve"} for row in wanted]
+  flat = [{k: _brief(v, 9) for k, v in row.items() if k != "curve"} for row in wanted]
   curves = {}
   for row in wanted:
     if row.get("curve"):

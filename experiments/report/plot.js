@@ -241,6 +241,7 @@ class Plot {
 
   mark(pen, s, i, size) {
     if (!Number.isFinite(s.px[i]) || !Number.isFinite(s.py[i])) return;
+    pen.fillStyle = pen.strokeStyle = s.color;
     pen.beginPath();
     if (s.shape === "diamond") {
       const r = 1.35 * size;
