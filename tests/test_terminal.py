@@ -76,6 +76,30 @@ def test_many_runs_compare_as_rows_with_failures_in_words(tmp_path, capsys):
   assert "same setting, different seeds" in text and "0.0707" in text
 
 
+def test_where_there_is_little_room_a_comparison_keeps_what_was_set_and_the_ends_of_curves(
+  tmp_path, capsys
+):
+  for width, rate, seed in ((32, 1e-3, 0), (64, 1e-3, 0), (64, 3e-3, 0), (64, 3e-3, 1)):
+    changes = {"model.width": width, "optim.peak_lr": rate, "seed": seed, "eval.every_steps": 20}
+    fake_run(tmp_path / f"width={width},lr={rate:g},seed={seed}", changes, loss=3 + rate)
+  result = compare(list(read_ledger(str(tmp_path))))
+  tokens = [point["tokens"] for point in result["train_curves"]]
+  none = dict.fromkeys(result["eval_curves"][0]) | {"tokens": tokens[0]}
+  result["eval_curves"].insert(0, none)
+  tables.show_comparison(result, "tokens", width=70)
+  lines = [line.split() for line in capsys.readouterr().out.split("\n") if line.strip()]
+  heads = [line for line in lines if line[0] in ("name", "setting")]
+  # heads, mlp_dim and the like follow from the width
+  assert heads[0][:4] == ["name", "seed", "model.width", "optim.peak_lr"]
+  first, last = (tables.count(float(f"{n:.3g}")) for n in (tokens[0], tokens[-1]))
+  assert heads[1][-1] == heads[2][-1] == last and len(heads[1]) <= len(tokens)
+  assert first not in heads[2]  # no run was scored there
+  at = next(i for i, line in enumerate(lines) if line[0] == "setting")
+  assert lines[at][1:4] == ["difference", "low", "high"]
+  for line in lines[at + 1 : at + 3]:
+    assert all(len(number.partition(".")[2]) == 4 for number in line[1:4]), line
+
+
 # ---- The live table ------------------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments.laws import noise
 from experiments.ledger.judged import LOSS, curve_metric, judge_of
-from experiments.ledger.ledger import Ledger, is_config_key, is_finite
+from experiments.ledger.ledger import Ledger, deciding_first, is_config_key, is_finite
 from experiments.ledger.rows import AXES
 from lm.config.errors import ConfigError
 
@@ -51,10 +51,11 @@ def distinct(rows: Sequence[Mapping]) -> list[Mapping]:
 
 
 def config_diff(rows: Sequence[Mapping]) -> dict[str, list]:
-  """{config key: one value a run} of the keys that differ."""
+  """{config key: one value a run} of the keys that differ; last those that follow from one before."""
   ledger = Ledger(tuple(rows))
   columns = {key: ledger.column(key) for key in ledger.all_keys() if is_config_key(key)}
-  return {key: values for key, values in columns.items() if any(v != values[0] for v in values)}
+  differing = [key for key, values in columns.items() if any(v != values[0] for v in values)]
+  return {key: columns[key] for key in deciding_first(rows, differing)}
 
 
 def seed_spread(rows: Sequence[Mapping], metric: str = "loss") -> list[dict[str, object]]:

@@ -10,7 +10,7 @@ import json
 import math
 import posixpath
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from experiments.ledger.judged import judge_of
 from experiments.ledger.rows import (
@@ -174,10 +174,12 @@ class Ledger:
     return table
 
   def varied(self) -> list[str]:
-    """Config keys whose value is not the same in all rows; what is derived from others is left out."""
+    """Config keys whose value is not the same in all rows; what follows from others is left out, or last."""
     derived = ("train.", "eval.every_steps", "checkpoint.every_steps", "data.seed", "mesh.", "log.")
     keys = [k for k in self.all_keys() if is_config_key(k) and not k.startswith(derived)]
-    return [k for k in keys if len({_hashable(row.get(k)) for row in self.rows}) > 1]
+    return deciding_first(
+      self.rows, [k for k in keys if len({_hashable(row.get(k)) for row in self.rows}) > 1]
+    )
 
   def mismatches(self, keys: Sequence[str] = tuple(MUST_AGREE)) -> list[str]:
     """One sentence for each of these fingerprints that not all runs share."""
@@ -346,6 +348,26 @@ def _order(value) -> tuple:
 def is_finite(value: object) -> bool:
   """Whether it is a number, neither NaN nor infinity."""
   return isinstance(value, int | float) and math.isfinite(value)
+
+
+def deciding_first(rows: Sequence[Mapping], keys: Sequence[str]) -> list[str]:
+  """The keys; last those whose values follow from the values of one before them.
+
+  >>> rows = [
+  ...   {"width": 16, "heads": 1, "lr": 1},
+  ...   {"width": 32, "heads": 2, "lr": 1},
+  ...   {"width": 32, "heads": 2, "lr": 3},
+  ... ]
+  >>> deciding_first(rows, ["width", "heads", "lr"])
+  ['width', 'lr', 'heads']
+  """
+  values = {key: [str(row.get(key)) for row in rows] for key in keys}
+  kinds = lambda *of: len(set(zip(*(values[key] for key in of), strict=True)))
+  deciding: list[str] = []
+  for key in keys:
+    if not any(kinds(other, key) == kinds(other) for other in deciding):
+      deciding.append(key)
+  return deciding + [key for key in keys if key not in deciding]
 
 
 def _hashable(value):

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from experiments.report.formats import duration, size
 from experiments.report.formats import short as count
 
-EXACT = ("loss", "bpb", "mean", "std", "min", "train/loss", "value", "low", "high")
+EXACT = ("loss", "bpb", "mean", "std", "min", "train/loss", "value", "low", "high", "difference")
 COUNTS = (
   "n_params",
   "n_params_non_embedding",
@@ -18,7 +18,7 @@ COUNTS = (
   "batch_tokens",
   "unique_tokens",
 )
-NAMES = ("name", "run", "runs", "best")  # columns that hold names of runs
+NAMES = ("name", "run", "runs", "best", "setting")  # columns that hold names of runs
 # What a narrow terminal does without, first to go first; a column that is not here stays longest.
 LEAST = (
   "dirty", "host", "started", "jax", "python", "flops_6ND_nonembedding", "flops_6ND", "flops_exact",
@@ -26,6 +26,7 @@ LEAST = (
   "steps", "bytes", "lr", "train/loss", "shown", "step", "dollars", "flops", "seconds", "n_tokens",
   "n_params",
 )  # fmt: skip
+POINT = "at "  # begins keys of points of curves, of which the first go first: the end says most
 WRAPPED = 24  # least width of a column of words; longer ones go on in the next line
 GAP = 2  # between columns
 
@@ -76,7 +77,8 @@ def fit_columns(
     for key in names[1:]:
       cells[key] = [_without(text, shared) for text in cells[key]]
   first = kept[0] if kept else None
-  order = [k for k in LEAST if k in kept] + [k for k in reversed(kept) if k not in LEAST]
+  order = [k for k in LEAST if k in kept] + [k for k in kept if k.startswith(POINT)]
+  order += [k for k in reversed(kept) if k not in order]
   droppable = [
     k for k in order if k != first and k not in ("status", "loss", "score", "mean", "reason")
   ]
@@ -152,6 +154,8 @@ def cell(key: str, value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
   if key in EXACT or key.startswith("eval/"):
     return f"{value:.4f}"
+  if key.startswith(POINT):
+    return f"{value:.3f}"
   if key in COUNTS:
     return count(value)
   if key.startswith("flops"):
@@ -192,16 +196,14 @@ def show_comparison(result: Mapping, x: str, width: int | None = None) -> None:
     title = {"train/loss": "training loss", "eval/val/loss": "evaluation loss"}.get(
       result[metric], result[metric]
     )
-    if points := result[key]:
+    if points := [p for p in result[key] if any(p[name] is not None for name in names)]:
       print()
       at = [cell(x, float(f"{p[x]:.3g}")) for p in points]
       curves = [
-        {"name": name, **{a: p[name] for a, p in zip(at, points, strict=True)}} for name in names
+        {"name": name, **{POINT + a: p[name] for a, p in zip(at, points, strict=True)}}
+        for name in names
       ]
-      shown = [
-        {k: v if k == "name" or v is None else f"{v:.3f}" for k, v in c.items()} for c in curves
-      ]
-      show(shown, ("name", *dict.fromkeys(at)), f"{title} at {x}", width)
+      show(curves, {"name": "name", **{POINT + a: a for a in at}}, f"{title} at {x}", width)
   print()
   final = [k for k in result["final"][0] if any(row.get(k) is not None for row in result["final"])]
   show(result["final"], [k for k in final if k != "reason"], "at the end", width)
