@@ -8,7 +8,7 @@ import pathlib
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 
-from lm.config.errors import ConfigError, first_line, no_room
+from lm.config.errors import ConfigError, first_line, no_room, whole_number
 
 LAST = "config.json"  # the file that says that a folder holds a run or a model
 
@@ -123,7 +123,9 @@ def whole_folder(
   try:
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob(".unfinished-*"):  # of a process that was killed
-      shutil.rmtree(leftover)
+      pid = whole_number(leftover.name.rpartition("-")[2])
+      if pid is None or pid == os.getpid() or not alive(pid):
+        shutil.rmtree(leftover)
     made.mkdir()
   except OSError as error:
     raise ConfigError(
@@ -146,6 +148,21 @@ def whole_folder(
       ) from None
     raise
   made.rmdir()
+
+
+def alive(pid: int) -> bool:
+  """Whether a process runs; one that has ended but not been collected by its parent does not."""
+  try:
+    os.kill(pid, 0)
+  except ProcessLookupError:
+    return False
+  except PermissionError:
+    pass
+  try:
+    with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
+      return file.read().rpartition(")")[2].split()[0] != "Z"
+  except OSError:  # no /proc on this system
+    return True
 
 
 def json_number(value: object) -> object:

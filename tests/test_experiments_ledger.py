@@ -14,7 +14,7 @@ from experiments import __main__ as experiments
 from experiments.ledger import compare, ledger, rows
 from experiments.report import board, tables
 from lm.config.errors import ConfigError
-from lm.files import write_json
+from lm.files import alive, write_json
 from lm.runs.rundir import read_config, read_run
 from tests.fake_runs import fake_run
 
@@ -86,9 +86,9 @@ def test_a_process_that_is_gone_leaves_a_stopped_run(root, tmp_path):
 
 def test_a_killed_process_that_nobody_has_collected_is_gone(tmp_path):
   killed = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-  assert rows._alive(killed.pid)
+  assert alive(killed.pid)
   killed.kill()
-  while rows._alive(killed.pid):  # until the kernel has ended it: it stays a zombie
+  while alive(killed.pid):  # until the kernel has ended it: it stays a zombie
     time.sleep(0.01)
   killed.wait()
 

@@ -56,6 +56,24 @@ def test_a_killed_writer_leaves_no_folder_that_looks_whole(tmp_path):
     whole_folder(folder / "config.json", "to").__enter__()
 
 
+def test_two_that_write_one_folder_leave_each_other_alone(tmp_path):
+  folder = tmp_path / "model"
+  begun = f"with whole_folder(pathlib.Path({str(folder)!r}), 'to') as made:\n"
+  slow = "  print(1, flush=True); input(); (made / 'a').write_text('slow')"
+  head = "import pathlib\nfrom lm.files import *\n"
+  with subprocess.Popen(
+    [sys.executable, "-c", head + begun + slow], cwd=ROOT, text=True, stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+  ) as other:  # fmt: skip
+    assert other.stdout.readline() == "1\n"
+    with whole_folder(folder, "to") as made:
+      (made / "a").write_text("quick")
+    assert (folder / "a").read_text() == "quick"
+    other.communicate("\n", timeout=60)
+  assert other.returncode == 0 and (folder / "a").read_text() == "slow"
+  assert os.listdir(folder) == ["a"]
+
+
 def full(*words):
   """What a command says on a disk without room for it: files may not grow beyond a few kB."""
   code = (

@@ -507,6 +507,36 @@ def test_one_run_is_enough_for_a_page(folder):
   assert len(specs_of(markup)) == 2  # curves, and the response with its one point
 
 
+@pytest.mark.slow
+def test_a_page_that_is_stopped_while_it_draws_leaves_the_one_before(folder, tmp_path, monkeypatch):
+  from experiments.report import charts, paper
+
+  rows = read_ledger(str(folder))
+  path = report.write_report(experiment(), rows, str(tmp_path / "p.html"), "icml")
+  before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+  assert any(p.parent.name == "p_figures" for p in before)
+  assert any(p.parent.name == "p_icml" for p in before)
+  for module, name, new in ((paper, "write_figure", ""), (charts, "save", "p_icml")):
+    with monkeypatch.context() as patch:
+      draw = getattr(module, name)
+
+      def second(*words, draw=draw, drawn=[]):  # noqa: B006
+        drawn.append(1)
+        if len(drawn) > 1:
+          raise KeyboardInterrupt
+        return draw(*words)
+
+      patch.setattr(module, name, second)
+      with pytest.raises(KeyboardInterrupt):
+        report.write_report(experiment(), Ledger(rows.rows[:3]), str(path), "icml")
+    now = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file() and p.parent.name != new}
+    assert now == {p: was for p, was in before.items() if p.parent.name != new}
+    assert not list(tmp_path.rglob(".unfinished*"))
+  report.write_report(experiment(), Ledger(rows.rows[:1]), str(path), "icml")
+  after = {p.name for p in tmp_path.rglob("*.pdf")}
+  assert after == {name for name in after if name in path.read_text()}  # none of an earlier page
+
+
 def test_what_follows_from_another_key_is_not_a_panel_of_its_own():
   rows = [
     {"model.width": w, "model.heads": w // 16, "optim.peak_lr": lr, "seed": s}

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from lm.config.errors import ConfigError
+from lm.files import alive
 from lm.runs.rundir import changed_section
 from lm.setup.load import from_json
 
@@ -88,7 +89,7 @@ def status_of(run: Mapping, launch: Mapping) -> tuple[str, str | None]:
     return launch["status"], launch["reason"]
   if not run:
     return "waiting", None
-  gone = run["host"] == platform.node() and not _alive(run["pid"])
+  gone = run["host"] == platform.node() and not alive(run["pid"])
   if run["status"] == "running" and gone:
     return "stopped", "its process is gone; run it again and it goes on from its last checkpoint"
   return run["status"], run["reason"]
@@ -447,21 +448,6 @@ def _parsed(content: bytes, path: str, before: int) -> list[dict]:
       name = posixpath.basename(path)
       raise _Damaged(f"line {number} of {name} is damaged, not JSON ({error})") from error
   return [json.loads(line) for line in lines]
-
-
-def _alive(pid: int) -> bool:
-  """Whether a process runs; one that has ended but not been collected by its parent does not."""
-  try:
-    os.kill(pid, 0)
-  except ProcessLookupError:
-    return False
-  except PermissionError:
-    pass
-  try:
-    with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
-      return file.read().rpartition(")")[2].split()[0] != "Z"
-  except OSError:  # no /proc on this system
-    return True
 
 
 def _number(value):

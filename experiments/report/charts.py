@@ -229,13 +229,16 @@ def finish(chart: alt.TopLevelMixin) -> alt.TopLevelMixin:
   )  # fmt: skip
 
 
+ENDINGS = ("svg", "pdf", "png", "csv")  # of a figure's files
+
+
 def save(chart: alt.TopLevelMixin, folder: pathlib.Path, name: str) -> list[pathlib.Path]:
   """Writes name.svg, name.pdf, name.png (three pixels a point) and name.csv; returns their paths."""
   import vl_convert
 
   folder.mkdir(parents=True, exist_ok=True)
   svg = vl_convert.vegalite_to_svg(chart.to_json())  # laid out once, then drawn three times
-  paths = [folder / f"{name}.{ending}" for ending in ("svg", "pdf", "png", "csv")]
+  paths = [folder / f"{name}.{ending}" for ending in ENDINGS]
   paths[0].write_text(svg, encoding="utf-8")
   paths[1].write_bytes(vl_convert.svg_to_pdf(svg))
   paths[2].write_bytes(vl_convert.svg_to_png(svg, scale=3))

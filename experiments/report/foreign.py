@@ -88,7 +88,7 @@ def write_csv_report(
     if not fits.has_laws(results):
       said = list(dict.fromkeys(reason.partition(": ")[2] for reason in reasons))
       raise ConfigError(f"csv={path}: {said[0] if len(said) == 1 else '; '.join(reasons)}")
-    page = Page(report.clean_figures(page_path), steps)
+    page = Page(report.figures_folder(page_path), steps)
     page.answer(answers.of_laws(results))
     page.section("Findings")
     for reason in reasons:

@@ -12,7 +12,7 @@ import string
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from lm.files import write_text
+from lm.files import whole_folder, write_text
 
 HERE = pathlib.Path(__file__).parent
 WIDE = 8  # columns from which a table is set smaller in print
@@ -99,7 +99,7 @@ class Page:
   """Grows from top to bottom; numbers what it is given.
 
   Args:
-    folder: figures are saved there as SVG, PDF, PNG and CSV; linked relative to the page.
+    folder: `write` saves the figures there as SVG, PDF, PNG and CSV; linked relative to the page.
     steps: is told which figure is drawn.
   """
 
@@ -159,16 +159,15 @@ class Page:
     self._parts.append(f"<dl>{items}</dl>")
 
   def figure(self, chart, name: str, caption: str) -> None:
-    """Draws `chart` (experiments.report.charts), and saves it as a file of that name."""
+    """Shows `chart` (experiments.report.charts), which `write` saves as files of that name."""
     from experiments.report import charts
 
     number = len(self._charts) + 1
     stem = f"figure-{number}-{name}"
-    self._steps(f"figure {number}, {name}")
     self.figures.append((stem, chart, caption))
-    paths = charts.save(chart, self._folder, stem)
     links = " · ".join(
-      f'<a href="{escape(self._folder.name)}/{p.name}">{p.suffix[1:].upper()}</a>' for p in paths
+      f'<a href="{escape(self._folder.name)}/{stem}.{ending}">{ending.upper()}</a>'
+      for ending in charts.ENDINGS
     )
     self._parts.append(
       f'<figure id="f{number}"><div class="chart" id="chart{number}"></div>'
@@ -217,7 +216,10 @@ class Page:
     )
 
   def write(self, path: pathlib.Path, title: str, header: str, footer: str) -> pathlib.Path:
-    """Writes the page; `header` (markup) stands above the table of contents."""
+    """Writes the page and its figures; `header` (markup) stands above the table of contents.
+
+    Until all figures are drawn, an earlier page and its figures stay as they are.
+    """
     contents = "".join(
       f'<li><a href="#s{i}">{escape(title)}</a></li>' for i, title in enumerate(self._sections, 1)
     )
@@ -228,8 +230,19 @@ class Page:
     scripts = "\n".join([*self._charts, f"<script>{EMBED}</script>"])
     style = (HERE / "page.css").read_text(encoding="utf-8")
     path.parent.mkdir(parents=True, exist_ok=True)
+    self._save_figures()
     write_text(path, layout(title, body, scripts, style))
     return path
+
+  def _save_figures(self) -> None:
+    if not (self.figures or self._folder.exists()):
+      return
+    from experiments.report import charts
+
+    with whole_folder(self._folder, "out", replaces=("figure-*",)) as made:
+      for number, (stem, chart, _) in enumerate(self.figures, 1):
+        self._steps(f"figure {number}, {stem.split('-', 2)[2]}")
+        charts.save(chart, made, stem)
 
 
 def _plain_words(markup: str) -> str:

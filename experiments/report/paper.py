@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from experiments.report.charts import chart_csv
 from experiments.report.page import HERE, Page
 from lm.config.errors import ConfigError
+from lm.files import whole_folder
 
 FONT = "Isoflop Sans"
 LEGEND_COLUMNS = (6, 4, 3, 2, 1)  # of a legend below the panels; the first that fits
@@ -75,13 +76,17 @@ def write_kit(
   """
   check_style(style)
   folder = path.with_name(f"{path.stem}_{style}")
-  folder.mkdir(parents=True, exist_ok=True)
-  for old in folder.iterdir():
-    if old.name.startswith(("figure-", "table-")):
-      old.unlink()
+  with whole_folder(folder, "out", replaces=("figure-*", "table-*")) as made:
+    _write_kit(page, made, STYLES[style], methods)
+  return folder
+
+
+def _write_kit(
+  page: Page, folder: pathlib.Path, style: Style, methods: Mapping[str, Sequence[str]]
+) -> None:
   parts = []
   for stem, chart, caption in page.figures:
-    write_figure(chart.to_dict(), folder / stem, STYLES[style])
+    write_figure(chart.to_dict(), folder / stem, style)
     (folder / f"{stem}.csv").write_text(chart_csv(chart), encoding="utf-8")
     parts.append(
       f"\\begin{{figure}}[t]\n\\centering\n\\includegraphics{{{stem}.pdf}}\n"
@@ -96,11 +101,10 @@ def write_kit(
   (folder / "methods.tex").write_text(methods_tex(methods), encoding="utf-8")
   head = (
     "\\documentclass{article}\n\\usepackage[T1]{fontenc}\n\\usepackage{booktabs,graphicx,amsmath}\n"
-    f"\\usepackage[textwidth={max(STYLES[style].width, 5.5)}in]{{geometry}}\n\\begin{{document}}"
+    f"\\usepackage[textwidth={max(style.width, 5.5)}in]{{geometry}}\n\\begin{{document}}"
   )
   body = "\n\n".join([head, *parts, "\\appendix\n\\input{methods.tex}", "\\end{document}\n"])
   (folder / "all.tex").write_text(body, encoding="utf-8")
-  return folder
 
 
 # ---- Figures -------------------------------------------------------------------------------------

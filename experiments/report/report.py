@@ -68,7 +68,7 @@ def write_report(
   """
   path = pathlib.Path(out)
   with Steps(f"report {experiment.name}") as steps:
-    page = Page(clean_figures(path), steps)
+    page = Page(figures_folder(path), steps)
     done = rows.done()
     if experiment.analyse and done:
       steps(f"analysing {_runs_done(done)}")
@@ -84,13 +84,6 @@ def write_report(
     return page.write(
       path, f"{experiment.name}: {experiment.question}", _header(experiment, rows), FOOTER
     )
-
-
-def clean_figures(path: pathlib.Path) -> pathlib.Path:
-  """The folder of a page's figures, without those of an earlier page, which may have had more."""
-  for old in figures_of(path, "*"):
-    old.unlink()
-  return _figures_folder(path)
 
 
 def _write_sections(page, experiment, rows, results, why_not, path, command) -> None:
@@ -122,17 +115,18 @@ def _write_sections(page, experiment, rows, results, why_not, path, command) -> 
 def figures_of(page: pathlib.Path, ending: str) -> list[pathlib.Path]:
   """The files of a report's figures, in order."""
   numbered = lambda path: int(path.name.split("-")[1])
-  return sorted(_figures_folder(page).glob(f"figure-[0-9]*-*.{ending}"), key=numbered)
+  return sorted(figures_folder(page).glob(f"figure-[0-9]*-*.{ending}"), key=numbered)
 
 
-def _figures_folder(page: pathlib.Path) -> pathlib.Path:
+def figures_folder(page: pathlib.Path) -> pathlib.Path:
+  """Where the figures of a page lie."""
   return page.with_name(f"{page.stem}_figures")
 
 
 def write_comparison(rows: Sequence[Mapping], result: Mapping, out: str) -> pathlib.Path:
   """Writes what experiments.ledger.compare.compare found, with the curves drawn; returns the page's path."""
   path = pathlib.Path(out)
-  page = Page(_figures_folder(path))
+  page = Page(figures_folder(path))
   names, what = result["runs"], "Loss"
   if result["metric"] != LOSS.metric:
     what = f"{result['train_metric']} and {result['metric']}"
