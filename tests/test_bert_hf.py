@@ -125,6 +125,36 @@ def test_an_imported_classifier_is_scored_on_records_with_its_labels(tmp_path, c
     evaluate.main(["--workdir", str(run), "--text_field", "0"])
 
 
+def test_a_regressor_goes_in_and_out_and_gives_equal_numbers(tmp_path):
+  """A number is one class without a name to transformers."""
+  transformers = pytest.importorskip("transformers")
+  torch = pytest.importorskip("torch")
+  model = folder_of("BertForSequenceClassification", tmp_path / "in")
+  model.classifier, model.num_labels = torch.nn.Linear(16, 1), 1
+  model.config.num_labels = 1
+  model.save_pretrained(tmp_path / "in")
+  run, out, file = tmp_path / "run", tmp_path / "out", tmp_path / "test.tsv"
+  assert main(["import", "--from", str(tmp_path / "in"), "--workdir", str(run)]) == 0
+  assert load(run).cfg.objective.name == "regression"
+  tokenizer = transformers.BertTokenizer(str(tmp_path / "in" / "vocab.txt"))
+  number = lambda model, text: model(**tokenizer(text, return_tensors="pt")).logits.item()
+  numbers = [number(model, text) for text in TEXTS]
+  file.write_text("".join(f"{t}\t{n:.9f}\n" for t, n in zip(TEXTS, numbers, strict=True)))
+  fields = {"text_field": "0", "label_field": "1"}
+  assert evaluate.evaluate_run(run, f"text:{file}", fields=fields)["mse"] < 1e-10
+  assert main(["export", "--workdir", str(run), "--to", str(out)]) == 0
+  again = transformers.BertForSequenceClassification.from_pretrained(out).eval()
+  assert again.config.problem_type == "regression" and again.config.num_labels == 1
+  assert number(again, TEXTS[0]) == pytest.approx(numbers[0], abs=1e-6)
+
+
+def test_a_classifier_without_berts_pooler_is_no_classifier_of_transformers():
+  cfg = load_config("configs/classify.py", {"model.vocab_size": 300}).model
+  params = {"classifier": {"kernel": np.zeros((32, 2)), "bias": np.zeros(2)}, "embed": {}}
+  with pytest.raises(ConfigError, match=r"train with objective\.pooling=pooler to export"):
+    to_bert(params | {"blocks": {}}, cfg)
+
+
 def test_texts_that_are_too_long_for_an_imported_classifier_are_cut_where_that_is_said(tmp_path):
   pytest.importorskip("transformers")
   folder_of("BertForSequenceClassification", tmp_path / "in")
@@ -269,6 +299,8 @@ def test_names_of_classes_must_be_those_of_the_classifier(names, message):
   shapes = shapes_of(cfg)
   params = jax.tree.map(lambda s: np.zeros(s.shape, np.float32), shapes)
   params["classifier"] = {"kernel": np.zeros((cfg.width, 2)), "bias": np.arange(2.0)}
+  square = {"kernel": np.eye(cfg.width, dtype=np.float32), "bias": np.zeros(cfg.width, np.float32)}
+  params["pooler"] = {"dense": square}
   state, said = to_bert(params, cfg)
   fits = from_bert(state, said | {"id2label": {"0": "b", "1": "a"}})[1]["classifier"]["bias"]
   assert fits.tolist() == [1, 0]

@@ -13,10 +13,12 @@ import pytest
 from lm.config.errors import ConfigError
 from lm.hf.architectures import ARCHITECTURES
 from lm.hf.convert import from_hf, to_hf
-from lm.hf.fields import config_of, fields_of, model_config
+from lm.hf.fields import NEUTRAL, config_of, fields_of, model_config
 from lm.hf.folder import read_folder, read_json, read_safetensors, write_folder
 from lm.hf.models import read_model
+from lm.hf.rotary import ROPE
 from lm.models.registry import make_model
+from lm.models.transformer_config import TransformerConfig
 from lm.models.trees import unstack_layers
 from tests.equalities import shapes_of
 from tests.test_models import jit
@@ -499,12 +501,29 @@ def test_variants_that_the_decoder_lacks_are_refused(name, change, words):
     ),
     ("gemma3", {"norm_offset": 0.0}, "model.norm_offset=0.0: Hugging Face's Gemma 3 has 1.0"),
     ("gemma2", {"embed_scale": 1.0}, "model.embed_scale=1.0: Hugging Face's Gemma 2 has 4.0"),
+    ("mixtral", {"router": "sigmoid"}, "model.router=sigmoid: Hugging Face's Mixtral has softmax"),
+    ("mixtral", {"shared_experts": 1}, "model.shared_experts=1: Hugging Face's Mixtral has 0"),
   ],
 )
 def test_models_that_hugging_face_lacks_are_refused(name, change, words):
   with pytest.raises(ConfigError) as error:
     config_of(dataclasses.replace(cfg_of(name), **change))
   assert str(error.value).startswith(words)
+
+
+DERIVED = {"kv_heads", "head_dim"}  # of heads and width, where an architecture does not say them
+NOT_COMPUTED = {  # fields that change no number that a trained model computes, or that are checked apart
+  "base_width", "base_head_dim", "base_depth", "bias", "bias_on", "dtype", "dropout", "init", "scan_layers",
+  "matmul", "remat", "remat_keep", "attention", "capacity_factor", "dispatch", "lora_alpha", "lora_on",
+  "experts_per_token",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_no_field_of_the_decoder_is_passed_over_on_the_way_out(name):
+  arch, there = ARCHITECTURES[name], {f.name for f in dataclasses.fields(TransformerConfig)}
+  said = {row.ours for row in arch.keys.values()} | {*arch.fixed, *NEUTRAL, *ROPE}
+  assert there - said == (NOT_COMPUTED | DERIVED) - said
 
 
 def test_mutated_config_json_gives_fields_or_one_line():

@@ -7,10 +7,12 @@ import pytest
 
 from lm import evaluate
 from lm.config.errors import ConfigError
+from lm.data import tokenizers
 from lm.hf.__main__ import main
 from lm.hf.convert import to_hf
 from lm.hf.folder import read_folder, write_folder
-from lm.hf.models import write_model
+from lm.hf.models import MODELS, write_model
+from lm.hf.tokenizer_files import copy_in, write_tokenizer
 from lm.runs import rundir
 from lm.setup.load import load_config
 from lm.setup.resolve import resolve
@@ -18,9 +20,9 @@ from tests.test_hf import assert_same, cfg_of, draw
 
 
 def letters():
-  tokenizers = pytest.importorskip("tokenizers")
+  library = pytest.importorskip("tokenizers")
   words = {word: i for i, word in enumerate(["<|endoftext|>", *"abcdefghijklmnopqrstuvwxyz"])}
-  tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, "a"))
+  tokenizer = library.Tokenizer(library.models.WordLevel(words, "a"))
   tokenizer.add_special_tokens(["<|endoftext|>"])
   return tokenizer
 
@@ -128,6 +130,29 @@ def test_a_family_that_transformers_lacks_is_refused_by_name(name):
     write_model({}, cfg, None)
 
 
+@pytest.mark.parametrize("kind", ["byte", "word", "bpe"])
+def test_exported_tokenizers_put_the_tokens_around_texts_that_models_were_trained_with(
+  kind, tmp_path
+):
+  transformers = pytest.importorskip("transformers")
+  text, other = "den Wolken", "über den"
+  overrides = {"data.tokenizer": kind, "data.min_freq": 1, "data.vocab_size": 260}
+  cfg = load_config("configs/default.py", overrides)
+  mine = tokenizers.make_tokenizer(cfg.data, [f"{text} {other}"] * 3, 100)
+  a, b, (start, end) = mine.encode(text), mine.encode(other), (mine.start_id, mine.eot_id)
+  for name in ("bert", "t5"):
+    write_tokenizer(mine, tmp_path / "none", tmp_path, 64, row=MODELS[name].row)
+    with warnings.catch_warnings():
+      warnings.simplefilter("ignore")
+      loaded = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    one, two = loaded(text), loaded(text, other)
+    first = [start] if name == "bert" else []
+    assert one.input_ids == [*first, *a, end] and two.input_ids == [*first, *a, end, *b, end]
+    if name == "bert":
+      assert two.token_type_ids == [0] * (len(a) + 2) + [1] * (len(b) + 1)
+  assert loaded.decode(one.input_ids, skip_special_tokens=True) == text
+
+
 def test_what_is_no_model_is_refused(tmp_path):
   there = ["--workdir", str(tmp_path / "run")]
   with pytest.raises(
@@ -141,10 +166,6 @@ def test_what_is_no_model_is_refused(tmp_path):
 
 @pytest.mark.parametrize("kind", ["byte", "char", "word", "bpe"])
 def test_exported_tokenizers_give_the_same_ids_and_texts(kind, tmp_path):
-  from lm.data import tokenizers
-  from lm.hf.tokenizer_files import copy_in, write_tokenizer
-  from lm.setup.load import load_config
-
   text = "Über den Wolken\n\n  x = 1;\tnaïve 日本 €5 über Wolken den"
   overrides = {"data.tokenizer": kind, "data.min_freq": 1, "data.vocab_size": 260}
   cfg = load_config("configs/default.py", overrides)

@@ -180,6 +180,8 @@ def settings_of(
     }
   if "classifier" not in params:
     return "configs/bert.py:base", exact | {"objective.next_sentence": "next_head" in params}
+  if params["classifier"]["bias"].size == 1:
+    return "configs/regression.py:base", exact
   return "configs/classify.py:base", exact | {
     "objective.classes": params["classifier"]["bias"].size,
     "objective.pooling": "pooler" if "pooler" in params else "first",
@@ -273,7 +275,7 @@ def to_bert(
     labels: names of the classes, where there is a classifier.
 
   Raises:
-    ConfigError: a parameterization whose multipliers no config.json holds.
+    ConfigError: a parameterization whose multipliers no config.json holds; a classifier without a pooler.
   """
   if cfg.parameterization != "standard" and cfg.width != cfg.base_width:
     raise ConfigError(
@@ -299,6 +301,11 @@ def to_bert(
   what = next(called for parts, called in CLASSES if all(part in stacked for part in parts))
   if what == "BertModel":
     state = {name.removeprefix("bert."): array for name, array in state.items()}
+  if what == "BertForSequenceClassification" and "pooler" not in stacked:
+    raise ConfigError(
+      "objective.pooling: a BertForSequenceClassification of transformers reads BERT's pooler, which this "
+      "run lacks; train with objective.pooling=pooler to export"
+    )
   act = next(theirs for theirs, ours in ACTIVATIONS.items() if ours == cfg.activation)
   hf_config = {
     "model_type": "bert",
@@ -317,6 +324,9 @@ def to_bert(
     "position_embedding_type": "absolute",
     "tie_word_embeddings": True,
   }
+  if what == "BertForSequenceClassification" and stacked["classifier"]["bias"].size == 1:
+    labels = labels or ["LABEL_0"]  # a number is one class to transformers
+    hf_config["problem_type"] = "regression"
   if labels:
     hf_config["id2label"] = {str(i): label for i, label in enumerate(labels)}
     hf_config["label2id"] = {label: i for i, label in enumerate(labels)}

@@ -36,6 +36,8 @@ NEUTRAL = {
   "qk_norm": False,
   "qk_norm_over": "head",
   "experts": None,
+  "shared_experts": 0,
+  "router": "softmax",
   "window": None,
   "layer_kinds": (),
   "attention_scale": None,

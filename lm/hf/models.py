@@ -21,18 +21,22 @@ class Model(NamedTuple):
     read: (arrays by name, config.json) -> (fields of the section, parameters).
     write: (parameters, resolved section, names of classes) -> (arrays by name, config.json).
     settings: (parameters, config.json) -> (config file of a run of them, keys that it must be told beside).
+    row: what it reads of one text and of two (lm.hf.tokenizer_files.write_tokenizer).
   """
 
   family: str
   read: Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[dict, dict]]
   write: Callable[[Mapping[str, Any], Any, Sequence[str]], tuple[State, dict[str, Any]]]
   settings: Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[str, dict[str, Any]]]
+  row: tuple[str, str]
 
 
 DECODER = "decoder"  # the family of the rows of ARCHITECTURES
 MODELS: dict[str, Model] = {  # model_type: what is no row of ARCHITECTURES
-  "bert": Model("bert", from_bert, to_bert, settings_of),
-  "t5": Model("t5", t5_from_hf, t5_to_hf, t5_settings),
+  "bert": Model(
+    "bert", from_bert, to_bert, settings_of, ("<s> $A </s>", "<s>:0 $A:0 </s>:0 $B:1 </s>:1")
+  ),
+  "t5": Model("t5", t5_from_hf, t5_to_hf, t5_settings, ("$A </s>", "$A </s> $B </s>")),
 }
 
 

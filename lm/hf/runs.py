@@ -159,9 +159,10 @@ def export_run(
     start = tokenizer.start_id
     hf_config |= {"decoder_start_token_id": start, "pad_token_id": start}
   hf_config |= {key: came[key] for key in KEPT if came.get(key) is not None}
+  row = MODELS[hf_config["model_type"]].row if hf_config["model_type"] in MODELS else None
   check_target(folder)
   with whole_folder(folder, "to", (*WEIGHT_FILES, *TOKENIZER_FILES)) as made:
     write_folder(made, state, hf_config, dtype)
     template = jinja_of_run(workdir, cfg)
-    write_tokenizer(tokenizer, workdir / "tokenizer", made, cfg.model.seq_len, template)
+    write_tokenizer(tokenizer, workdir / "tokenizer", made, cfg.model.seq_len, template, row)
     return sorted(path.name for path in made.iterdir())

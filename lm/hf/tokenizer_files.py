@@ -49,6 +49,7 @@ def write_tokenizer(
   folder: pathlib.Path,
   seq_len: int,
   template: str | None = None,
+  row: tuple[str, str] | None = None,
 ) -> None:
   """Writes a run's tokenizer as the files that `transformers` reads.
 
@@ -56,6 +57,8 @@ def write_tokenizer(
     inside: the run's tokenizer folder; files that an import left there are copied.
     seq_len: tokens the model takes.
     template: of chats; those of an import are in its files.
+    row: what a model that does not go on with a text reads of one, and of two, in the words of the library
+      `tokenizers`: $A and $B are texts, <s> and </s> the start token and the separator. None = the text.
   """
   names = [name for files in FILES_OF.values() for name in files]
   copied = [name for name in names if (inside / name).is_file()]
@@ -68,8 +71,10 @@ def write_tokenizer(
     (folder / "tokenizer.model").write_bytes(bytes.fromhex(tokenizer.model))
     return
   backend = tokenizers.to_library(tokenizer)
-  backend.save(str(folder / "tokenizer.json"))
   name = lambda token_id: backend.id_to_token(token_id)
+  if row is not None and backend.post_processor is None:
+    backend = _with_row(backend, row, name(tokenizer.start_id), name(tokenizer.eot_id))
+  backend.save(str(folder / "tokenizer.json"))
   settings: dict[str, Any] = {
     "tokenizer_class": "PreTrainedTokenizerFast",
     "bos_token": name(tokenizer.start_id),
@@ -79,5 +84,23 @@ def write_tokenizer(
   }
   if template is not None:
     settings["chat_template"] = template
+  if row is not None and ":1" in row[1]:
+    # Else transformers leaves out which of two texts a token is of.
+    settings["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
   text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
   (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+
+
+def _with_row(backend: Any, row: tuple[str, str], start: str, end: str) -> Any:
+  """A copy of a tokenizer of the library `tokenizers` that puts these tokens around its texts."""
+  from tokenizers import Tokenizer, processors
+
+  single, pair = (
+    [word.replace("</s>", end).replace("<s>", start) for word in words.split()] for words in row
+  )
+  tokens = [(token, backend.token_to_id(token)) for token in dict.fromkeys((start, end))]
+  found = Tokenizer.from_str(backend.to_str())
+  found.post_processor = processors.TemplateProcessing(
+    single=single, pair=pair, special_tokens=tokens
+  )
+  return found
