@@ -517,3 +517,26 @@ def test_jobsets_have_the_fields_and_kinds_of_the_published_resource(case, commi
   container["env"] = [{"name": "X", "value": 1}]
   with pytest.raises(jsonschema.ValidationError, match="1 is not of type 'string'"):
     validate(written)
+
+
+@pytest.mark.parametrize("name, way", [
+  ("xpk", "use --on jobset"), ("sky", "use --on skypilot"), ("submitit", "use --on slurm"),
+  ("wandb", "experiments wandb-sweep NAME"), ("optuna", "--optuna N KEY=RANGE"),
+  ("slum", "did you mean slurm"),
+])  # fmt: skip
+def test_what_people_call_a_back_end_says_what_does_it_here(name, way):
+  with pytest.raises(ConfigError) as said:
+    backends.find(name)
+  assert str(said.value).startswith(f"on={name}: is no back end; ") and way in str(said.value)
+
+
+def test_help_lists_the_options_of_back_ends_in_lines_of_their_own(capsys):
+  with pytest.raises(SystemExit):
+    experiments("run", "--help")
+  lines = capsys.readouterr().out.splitlines()
+  for name, row in backends.BACKENDS.items():
+    for key in row.words:
+      assert any(line.split()[:2] == [name, key] or line.split()[:1] == [key] for line in lines), (
+        key
+      )
+  assert max(map(len, lines)) <= 110

@@ -16,9 +16,8 @@ def make_parser(description: str) -> Parser:
   actions = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
   parser.command_parsers = actions.choices
   for name, (act, about, example, options) in COMMANDS.items():
-    command = actions.add_parser(
-      name, help=about, description=f"{about}.", epilog=f"example:\n  {example}"
-    )
+    end = [f"example:\n  {example}", *([words_help()] if _workers in options else [])]
+    command = actions.add_parser(name, help=about, description=f"{about}.", epilog="\n\n".join(end))
     for option in options:
       option(command)
     command.add_argument("--json", action="store_true", help="the result as JSON on stdout")
@@ -86,8 +85,9 @@ def _workers(command: Parser) -> None:
     help="; ".join(f"{name}: {row.about}" for name, row in BACKENDS.items()),
   )  # fmt: skip
   command.add_argument(
-    "--with", action="append", default=[], metavar="KEY=VALUE", dest="with_", help=words_help()
-  )
+    "--with", action="append", default=[], metavar="KEY=VALUE", dest="with_",
+    help="an option of the back end; all are listed below",
+  )  # fmt: skip
   command.add_argument("--workers", type=int, help="processes at a time (default: as many as fit)")
   command.add_argument("--stack", type=int, default=8, help="at most so many runs in one stack")
 

@@ -1,6 +1,7 @@
 """The table of back ends: where `experiments run NAME --on BACKEND` can train runs."""
 
 import pathlib
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -52,6 +53,19 @@ BACKENDS: dict[str, Row] = {
 }
 
 
+# what people call back ends, and what does it here
+ELSEWHERE = dict.fromkeys(
+  ("xpk", "gke", "kubernetes", "k8s"), "use --on jobset, which writes JobSets of Kubernetes"
+)
+ELSEWHERE |= {
+  "sky": "use --on skypilot",
+  "sbatch": "use --on slurm",
+  "submitit": "use --on slurm",
+  "wandb": "W&B's agents take runs of a sweep that `experiments wandb-sweep NAME` writes",
+  "optuna": "Optuna proposes runs to any back end that stays, with --optuna N KEY=RANGE",
+}  # fmt: skip
+
+
 def find(name: str, pairs: Sequence[str] = ()) -> tuple[Row, dict[str, str]]:
   """The row of a back end and its --with options, checked.
 
@@ -59,7 +73,9 @@ def find(name: str, pairs: Sequence[str] = ()) -> tuple[Row, dict[str, str]]:
     ConfigError: no such back end, or an option that it does not define.
   """
   if name not in BACKENDS:
-    raise ConfigError(f"on={name}: is no back end; {suggest(name, BACKENDS)}")
+    raise ConfigError(
+      f"on={name}: is no back end; {ELSEWHERE.get(name) or suggest(name, BACKENDS)}"
+    )
   row = BACKENDS[name]
   return row, read_words(pairs, row.words, name)
 
@@ -78,8 +94,10 @@ def live_ticket(workdir: pathlib.Path) -> Ticket | None:
 
 
 def words_help() -> str:
-  """The --with options of every back end, for --help."""
-  lines = [
-    f"{name}: {key}: {text}" for name, row in BACKENDS.items() for key, text in row.words.items()
-  ]
-  return "; ".join(lines)
+  """The --with options of every back end, for the end of --help."""
+  lines = ["options of back ends, --with KEY=VALUE, as often as there are any:"]
+  for name, row in BACKENDS.items():
+    for i, (key, text) in enumerate(row.words.items()):
+      head = f"  {name if i == 0 else '':<9} {key:<14} "
+      lines += textwrap.wrap(text, 100, initial_indent=head, subsequent_indent=" " * len(head))
+  return "\n".join(lines)
