@@ -73,7 +73,7 @@ def get_config() -> ConfigDict:
   data.cross_documents = True  # attend across document borders within a row
   data.length_curriculum = ()  # LENGTH:UNTIL,... rows of so many tokens up to a share of the steps
   data.reshuffle = True  # another permutation every epoch; False repeats the first one
-  data.cache_dir = "~/.cache/isoflop"  # folder of token caches
+  data.cache_dir = "~/.cache/isoflop"  # token caches; a gs:// or s3:// address shares them
 
   config.model = model = ConfigDict()
   model.family = "decoder"  # a key of lm.models.registry.FAMILIES; it says what is in this section

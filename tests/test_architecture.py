@@ -26,8 +26,9 @@ HOMES = {
 }
 # Rooms from low to high: each imports only from rooms before it (and a file from its own room).
 LM = (
-  "config", "files", "devices", "data", "models", "objectives", "optim", "cost", "setup", "training",
-  "plan", "runs", "hf", "start_from", "tasks", "evaluate", "embed", "compact", "inspect", "generate", "keys",
+  "config", "files", "addresses", "devices", "data", "models", "objectives", "optim", "cost", "setup",
+  "training", "plan", "runs", "hf", "start_from", "tasks", "evaluate", "embed", "compact", "inspect",
+  "generate", "keys",
 )  # fmt: skip
 EXPERIMENTS = (
   "laws", "ledger", "sweep", "launch", "quote", "race", "report", "commands", "__main__",

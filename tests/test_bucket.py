@@ -1,15 +1,19 @@
 """Run directories in buckets, here fsspec's memory: trained, resumed, scored, and sent in order."""
 
+import dataclasses
 import json
+import logging
 import sys
 
 import fsspec
 import pytest
 
 import train
-from lm import evaluate, generate
+from lm import addresses, evaluate, generate
 from lm.config.errors import ConfigError
+from lm.data import cache
 from lm.runs import bucket
+from lm.setup.load import load_config
 from tests.trained import TINY, run
 
 SAVES = {"checkpoint.every_steps": 2, "checkpoint.keep": 2, "log.every_steps": 1}
@@ -104,6 +108,54 @@ def test_a_kind_without_its_package_is_one_line(url, words, monkeypatch):
   with pytest.raises(ConfigError) as said:
     bucket.local(url)
   assert words in str(said.value) and "\n" not in str(said.value)
+
+
+def test_a_token_cache_in_a_bucket_is_built_once_and_fetched_elsewhere(
+  memory, tmp_path, monkeypatch, capsys
+):
+  url = "memory://shared/cache"
+  cfg = resolve_data(cache_dir=url)
+  found = []
+  for machine in ("a", "b"):
+    monkeypatch.setenv("HOME", str(tmp_path / machine))
+    found.append(cache.open_corpus(cfg))
+    said = capsys.readouterr().err
+    assert ("fetching memory://shared/cache/" in said) == (machine == "b")
+  assert found[0].fingerprint == found[1].fingerprint and found[0].folder != found[1].folder
+  assert memory.exists(f"/shared/cache/{found[0].folder.name}/checksums.json")
+  memory.pipe_file(f"/shared/cache/{found[0].folder.name}/vocabulary.json", b"{}")  # damaged there
+  monkeypatch.setenv("HOME", str(tmp_path / "c"))
+  assert cache.open_corpus(cfg).fingerprint == found[0].fingerprint
+  assert "building it again" in capsys.readouterr().err
+
+  def refuse(*_, **__):
+    raise PermissionError("403 Forbidden")
+
+  memory.store.clear()
+  monkeypatch.setattr(type(memory), "put_file", refuse)
+  monkeypatch.setenv("HOME", str(tmp_path / "d"))
+  assert cache.open_corpus(cfg).fingerprint == found[0].fingerprint
+  assert (
+    f"token cache {url}: cannot be written (403 Forbidden); kept on this machine alone"
+    in capsys.readouterr().err
+  )
+  with pytest.raises(ConfigError, match=r"^data.cache_dir=nothing://b: Protocol not known"):
+    cache.open_corpus(resolve_data(cache_dir="nothing://b"))
+
+
+def resolve_data(**changes):
+  changes = {"sources": ("synthetic:markov-4-s1-n50",), **changes}
+  return dataclasses.replace(load_config("configs/smoke.py", {}).data, **changes)
+
+
+def test_what_a_file_system_warns_of_at_every_file_is_said_once(memory, caplog):
+  addresses.open_address("workdir", "memory://b/x")
+  for _ in range(3):
+    logging.getLogger("gcsfs").warning("Could not determine bucket type for %s", "b")
+  logging.getLogger("gcsfs").warning("Could not determine bucket type for %s", "c")
+  logging.getLogger("gcsfs").error("gone")
+  logging.getLogger("gcsfs").error("gone")
+  assert [r.getMessage()[-4:] for r in caplog.records] == ["or b", "or c", "gone", "gone"]
 
 
 def test_paths_stay_paths(tmp_path):

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from lm.addresses import open_address
 from lm.config.errors import ConfigError
 from lm.files import alive
 from lm.runs.rundir import changed_section
@@ -186,14 +187,8 @@ def _numbers(values: np.ndarray) -> list:
 
 
 def file_system(root: str):
-  import fsspec
-
-  try:
-    return fsspec.core.url_to_fs(os.path.expanduser(root))
-  except (ImportError, ValueError) as error:
-    raise ConfigError(
-      f"root={root}: {str(error).splitlines()[0]}; install it or copy the runs"
-    ) from None
+  """(file system, path in it) of a path or a URL; ConfigError for one of a kind that cannot be opened."""
+  return open_address("root", os.path.expanduser(root))
 
 
 def run_folders(fs, path: str, above: tuple[str, ...] = ()) -> Iterable[str]:

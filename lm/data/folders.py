@@ -1,7 +1,8 @@
 """Folders of a cache: each appears whole or not at all, is checked when opened, and built again if damaged.
 
 checksums.json holds size and hash of every other file. Sizes are compared at every opening, contents
-once: checked.json remembers which file was whole at which size and times of change.
+once: checked.json remembers which file was whole at which size and times of change. Where data.cache_dir
+is an address (gs://, s3://), a folder that is missing here is fetched from there, or built and sent there.
 """
 
 import contextlib
@@ -15,8 +16,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 
-from lm.config.errors import NO_ROOM, ConfigError
-from lm.data.sources.digest import file_digest
+from lm.addresses import is_address, make_parent, open_address, remedy
+from lm.config.errors import NO_ROOM, ConfigError, first_line
+from lm.data.sources.digest import file_digest, local_root
 
 CHECKSUMS, CHECKED = "checksums.json", "checked.json"
 PROGRESS_BYTES = 1 << 18  # between two changes of the progress bar
@@ -27,9 +29,19 @@ TRANSIENT = ("text.bin", "docs.bin", "sides.bin")  # the spool's, of no use when
 Track = Callable[[str, int | None], Callable[[int], None]]
 
 
+_there: dict[pathlib.Path, str] = {}  # address in a bucket of a folder that stands for it here
+
+
 def open_root(cache_dir: str) -> pathlib.Path:
-  """The folder of caches, made where it is missing."""
-  root = pathlib.Path(cache_dir).expanduser()
+  """The folder of caches, made where it is missing.
+
+  Raises:
+    ConfigError: it cannot be made, or is in a bucket of a kind that cannot be opened.
+  """
+  root = local_root(cache_dir)
+  if is_address(cache_dir):
+    open_address("data.cache_dir", cache_dir)
+    _there[root] = cache_dir.rstrip("/")
   try:
     root.mkdir(parents=True, exist_ok=True)
   except (OSError, ValueError) as error:
@@ -58,7 +70,9 @@ def build_once(
       if damage is not None:
         print(f"token cache {folder}: {damage}; building it again from the source", file=sys.stderr)
         shutil.rmtree(folder)
-      _build(root, key, build, quiet)
+      if not _fetch(root, key, quiet):
+        _build(root, key, build, quiet)
+        _send(root, key)
   except OSError as error:
     reason = error.strerror or str(error)
     if error.errno in NO_ROOM:
@@ -95,6 +109,55 @@ def _build(root: pathlib.Path, key: str, build: Callable, quiet: bool) -> None:
         raise
   finally:
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _fetch(root: pathlib.Path, key: str, quiet: bool) -> bool:
+  """Whether a bucket had a whole folder, which is here now. False where there is no bucket."""
+  if root not in _there:
+    return False
+  url = f"{_there[root]}/{key}"
+  fs, path = open_address("data.cache_dir", url)
+  folder = pathlib.Path(tempfile.mkdtemp(prefix=f".{key}-", dir=root))
+  try:
+    fs.invalidate_cache()
+    if not fs.exists(f"{path}/{CHECKSUMS}"):  # sent after all others
+      return False
+    if not quiet:
+      print(f"token cache: fetching {url}", file=sys.stderr)
+    fs.get_file(f"{path}/{CHECKSUMS}", str(folder / CHECKSUMS))
+    for name in _read(folder / CHECKSUMS):
+      if not (folder / name).resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{name} would leave its folder")
+      (folder / name).parent.mkdir(parents=True, exist_ok=True)
+      fs.get_file(f"{path}/{name}", str(folder / name))
+    if damage := find_damage(folder):
+      print(f"token cache {url}: {damage}; building it again from the source", file=sys.stderr)
+      return False
+    folder.chmod(0o755)
+    folder.rename(root / key)
+    return True
+  except Exception as error:
+    raise ConfigError(
+      f"data.cache_dir={_there[root]}: cannot be read ({first_line(error)}); {remedy(error)}"
+    ) from None
+  finally:
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _send(root: pathlib.Path, key: str) -> None:
+  """Sends a folder to the bucket that its root stands for, checksums last; without one, nothing."""
+  if root not in _there:
+    return
+  fs, path = open_address("data.cache_dir", f"{_there[root]}/{key}")
+  try:
+    for name in [*_read(root / key / CHECKSUMS), CHECKSUMS]:
+      make_parent(fs, f"{path}/{name}")
+      fs.put_file(str(root / key / name), f"{path}/{name}")
+  except Exception as error:  # a shared cache may be read-only
+    print(
+      f"token cache {_there[root]}: cannot be written ({first_line(error)}); kept on this machine alone",
+      file=sys.stderr,
+    )
 
 
 def find_damage(folder: pathlib.Path) -> str | None:

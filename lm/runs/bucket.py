@@ -19,20 +19,11 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import fsspec
-
+from lm.addresses import make_parent, open_address, remedy
 from lm.config.errors import ConfigError, first_line
 from lm.devices import processes
 from lm.runs import lock
 
-PACKAGES = {
-  "gs": "gcsfs",
-  "gcs": "gcsfs",
-  "s3": "s3fs",
-  "s3a": "s3fs",
-  "az": "adlfs",
-  "abfs": "adlfs",
-}
 LOCAL = (".lock", lock.NAME)  # files that stay
 PARTIAL = ".orbax-checkpoint-tmp"
 WAIT_SECONDS = 1200.0  # for a checkpoint to be whole
@@ -51,7 +42,7 @@ def local(workdir: str) -> pathlib.Path:
   if "://" not in workdir:
     return checked_path("workdir", workdir)
   kind = workdir.partition("://")[0]
-  fs, path = _open("workdir", workdir)
+  fs, path = open_address("workdir", workdir)
   if not processes.is_alone():
     raise ConfigError(
       f"workdir={workdir}: several processes share one folder; mount the bucket and give its path"
@@ -66,7 +57,7 @@ def local(workdir: str) -> pathlib.Path:
   except Exception as error:
     shutil.rmtree(folder.parent, ignore_errors=True)
     raise ConfigError(
-      f"workdir={workdir}: cannot be read ({first_line(error)}); {_remedy(error)}"
+      f"workdir={workdir}: cannot be read ({first_line(error)}); {remedy(error)}"
     ) from None
   _buckets[folder] = bucket
   atexit.register(bucket.forget)
@@ -95,7 +86,7 @@ def check_writable(workdir: pathlib.Path) -> None:
     bucket.probe()
   except Exception as error:
     raise ConfigError(
-      f"workdir={bucket.url}: cannot be written ({first_line(error)}); {_remedy(error)}"
+      f"workdir={bucket.url}: cannot be written ({first_line(error)}); {remedy(error)}"
     ) from None
 
 
@@ -109,18 +100,18 @@ def written(key: str, out: str) -> Iterator[pathlib.Path]:
   if "://" not in out:
     yield pathlib.Path(out)
     return
-  fs, path = _open(key, out)
+  fs, path = open_address(key, out)
   there, _, name = path.rpartition("/")
   with tempfile.TemporaryDirectory(prefix="isoflop-") as folder:
     yield pathlib.Path(folder) / name
     try:
       for file in _files(pathlib.Path(folder)):
         target = f"{there}/{file.relative_to(folder).as_posix()}"
-        _make_parent(fs, target)
+        make_parent(fs, target)
         fs.put_file(str(file), target)
     except Exception as error:
       raise ConfigError(
-        f"{key}={out}: cannot be written ({first_line(error)}); {_remedy(error)}"
+        f"{key}={out}: cannot be written ({first_line(error)}); {remedy(error)}"
       ) from None
 
 
@@ -135,32 +126,8 @@ def readable(key: str, url: str) -> Iterator[None]:
     if "://" not in url:
       raise
     raise ConfigError(
-      f"{key}={url}: cannot be read ({first_line(error)}); {_remedy(error)}"
+      f"{key}={url}: cannot be read ({first_line(error)}); {remedy(error)}"
     ) from None
-
-
-def _open(key: str, url: str) -> tuple[Any, str]:
-  """(file system, path) of an address."""
-  kind = url.partition("://")[0]
-  try:
-    return fsspec.core.url_to_fs(url)
-  except (ImportError, ValueError) as error:
-    remedy = f"pip install {PACKAGES[kind]}" if kind in PACKAGES else "use a path, gs:// or s3://"
-    raise ConfigError(f"{key}={url}: {first_line(error)}; {remedy}") from None
-
-
-def _remedy(error: BaseException) -> str:
-  """What to do about an address that does not answer as it should."""
-  if "credential" in str(error).lower():
-    return "log in as the bucket's kind asks for, by its environment variables or its login command"
-  return "check the address and your rights"
-
-
-def _make_parent(fs: Any, path: str) -> None:
-  """The folder of a file; object stores have none, and would make a bucket of a name that is misspelt."""
-  kinds = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
-  if not PACKAGES.keys() & set(kinds):
-    fs.makedirs(path.rpartition("/")[0], exist_ok=True)
 
 
 def name_of(workdir: pathlib.Path) -> str:
@@ -201,7 +168,7 @@ class _Bucket:
   def probe(self) -> None:
     """Writes a file there and deletes it."""
     name = f"{self._path}/.probe.{os.getpid()}"
-    _make_parent(self._fs, name)
+    make_parent(self._fs, name)
     self._fs.pipe_file(name, b"isoflop")
     self._fs.rm_file(name)
     self._all_sent = False
@@ -248,7 +215,7 @@ class _Bucket:
       except FileNotFoundError:
         continue  # an old checkpoint, deleted since
       if self._sent.get(name) != mark:
-        _make_parent(self._fs, f"{self._path}/{name}")
+        make_parent(self._fs, f"{self._path}/{name}")
         self._fs.put_file(str(files[name]), f"{self._path}/{name}")
         self._sent[name] = mark
     gone = [

@@ -9,8 +9,10 @@ import pathlib
 import time
 from collections.abc import Iterable
 
+from lm.addresses import is_address
 from lm.config.errors import ConfigError
 
+HOME = "~/.cache/isoflop"  # data.cache_dir's default: folders that stand for buckets are in it
 SETTLED_SECONDS = 2.0  # a file changed later than so long ago may change again at the same mtime
 
 
@@ -32,12 +34,19 @@ def hash_of(parts: object) -> str:
   return hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).hexdigest()
 
 
+def local_root(cache_dir: str) -> pathlib.Path:
+  """The folder of caches on this machine: cache_dir itself, or the one that stands for a bucket's address."""
+  if is_address(cache_dir):
+    return pathlib.Path(HOME).expanduser() / "buckets" / hash_of(cache_dir.rstrip("/"))
+  return pathlib.Path(cache_dir).expanduser()
+
+
 def remembered_digests(paths: list[str], cache_dir: str, where: str) -> list[str]:
   """The content hash of each file; it is remembered while size and times of change stay.
 
   Raises: ConfigError, starting with `where`, on a file that cannot be read.
   """
-  memory_path = pathlib.Path(cache_dir).expanduser() / "file_hashes.json"
+  memory_path = local_root(cache_dir) / "file_hashes.json"
   memory = _read_memory(memory_path)
   known, hashes = len(memory), []
   for path in paths:
