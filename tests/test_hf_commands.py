@@ -11,7 +11,7 @@ from lm.data import tokenizers
 from lm.hf.__main__ import main
 from lm.hf.convert import to_hf
 from lm.hf.folder import read_folder, write_folder
-from lm.hf.models import MODELS, write_model
+from lm.hf.models import DECODER_ROW, MODELS, write_model
 from lm.hf.tokenizer_files import copy_in, write_tokenizer
 from lm.runs import rundir
 from lm.setup.load import load_config
@@ -140,14 +140,16 @@ def test_exported_tokenizers_put_the_tokens_around_texts_that_models_were_traine
   cfg = load_config("configs/default.py", overrides)
   mine = tokenizers.make_tokenizer(cfg.data, [f"{text} {other}"] * 3, 100)
   a, b, (start, end) = mine.encode(text), mine.encode(other), (mine.start_id, mine.eot_id)
-  for name in ("bert", "t5"):
-    write_tokenizer(mine, tmp_path / "none", tmp_path, 64, row=MODELS[name].row)
+  for name in ("bert", "t5", "llama"):
+    row = MODELS[name].row if name in MODELS else DECODER_ROW
+    write_tokenizer(mine, tmp_path / "none", tmp_path, 64, row=row)
     with warnings.catch_warnings():
       warnings.simplefilter("ignore")
       loaded = transformers.AutoTokenizer.from_pretrained(tmp_path)
     one, two = loaded(text), loaded(text, other)
-    first = [start] if name == "bert" else []
-    assert one.input_ids == [*first, *a, end] and two.input_ids == [*first, *a, end, *b, end]
+    first, last = [start] * (name != "t5"), [end] * (name != "llama")
+    assert one.input_ids == [*first, *a, *last]
+    assert two.input_ids == [*first, *a, *last, *b, *last]
     if name == "bert":
       assert two.token_type_ids == [0] * (len(a) + 2) + [1] * (len(b) + 1)
   assert loaded.decode(one.input_ids, skip_special_tokens=True) == text

@@ -32,6 +32,7 @@ class Model(NamedTuple):
 
 
 DECODER = "decoder"  # the family of the rows of ARCHITECTURES
+DECODER_ROW = ("<s> $A", "<s> $A $B")  # as prompts are read here
 MODELS: dict[str, Model] = {  # model_type: what is no row of ARCHITECTURES
   "bert": Model(
     "bert", from_bert, to_bert, settings_of, ("<s> $A </s>", "<s>:0 $A:0 </s>:0 $B:1 </s>:1")

@@ -18,7 +18,7 @@ from lm.hf.convert import State
 from lm.hf.folder import WEIGHT_FILES, check_target, read_folder, read_json, write_folder
 from lm.hf.gguf import llama_of, read_gguf, tokenizer_of
 from lm.hf.llama2c import read_llama2c
-from lm.hf.models import MODELS, read_model, write_model
+from lm.hf.models import DECODER_ROW, MODELS, read_model, write_model
 from lm.hf.tokenizer_files import TOKENIZER_FILES, copy_in, write_tokenizer
 from lm.models.adapters import merge_adapters
 from lm.models.registry import family_of
@@ -159,7 +159,8 @@ def export_run(
     start = tokenizer.start_id
     hf_config |= {"decoder_start_token_id": start, "pad_token_id": start}
   hf_config |= {key: came[key] for key in KEPT if came.get(key) is not None}
-  row = MODELS[hf_config["model_type"]].row if hf_config["model_type"] in MODELS else None
+  named = hf_config["model_type"]
+  row = MODELS[named].row if named in MODELS else DECODER_ROW
   check_target(folder)
   with whole_folder(folder, "to", (*WEIGHT_FILES, *TOKENIZER_FILES)) as made:
     write_folder(made, state, hf_config, dtype)

@@ -57,8 +57,8 @@ def write_tokenizer(
     inside: the run's tokenizer folder; files that an import left there are copied.
     seq_len: tokens the model takes.
     template: of chats; those of an import are in its files.
-    row: what a model that does not go on with a text reads of one, and of two, in the words of the library
-      `tokenizers`: $A and $B are texts, <s> and </s> the start token and the separator. None = the text.
+    row: what the model reads of one text, and of two, in the words of the library `tokenizers`: $A and $B are
+      texts, <s> and </s> the start token and the separator. None = the texts alone.
   """
   names = [name for files in FILES_OF.values() for name in files]
   copied = [name for name in names if (inside / name).is_file()]
