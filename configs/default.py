@@ -20,7 +20,9 @@ def get_config() -> ConfigDict:
   )
 
   config.data = data = ConfigDict()
-  data.sources = ("docstrings",)  # docstrings | python | text:GLOB | tfds:NAME | parallel:A+B
+  data.sources = (
+    "docstrings",
+  )  # docstrings | python | text:GLOB | hub:OWNER/NAME/GLOB | tfds:NAME
   data.weights = ()  # one positive weight per source, in tokens drawn; () = in proportion to size
   data.seed = None  # integer, order of the training examples; None = config.seed
   data.unique_tokens = (

@@ -26,8 +26,8 @@ HOMES = {
 }
 # Rooms from low to high: each imports only from rooms before it (and a file from its own room).
 LM = (
-  "config", "files", "addresses", "devices", "data", "models", "objectives", "optim", "cost", "setup",
-  "training", "plan", "runs", "hf", "start_from", "tasks", "evaluate", "embed", "compact", "inspect",
+  "config", "files", "addresses", "hub", "devices", "data", "models", "objectives", "optim", "cost",
+  "setup", "training", "plan", "runs", "hf", "start_from", "tasks", "evaluate", "embed", "compact", "inspect",
   "generate", "keys",
 )  # fmt: skip
 EXPERIMENTS = (

@@ -18,9 +18,8 @@ import numpy as np
 from lm.config.errors import ConfigError, number_of
 from lm.config.schema import Config
 from lm.data import cleaning, order, tokenizers
-from lm.data.sources import parse_spec, split_entry
+from lm.data.sources import files, split_entry
 from lm.data.sources.digest import hash_of
-from lm.data.sources.paths import find_files
 from lm.data.sources.readers.compression import detect, open_file
 from lm.data.templates import CLOSE, OPEN, TEXT, bytes_of, find_template, folder_of, tokenise
 
@@ -135,10 +134,7 @@ def read_side(cfg: Config, tokenizer: Any, specs: Sequence[str], name: str, key:
 
 def _read(spec: str, key: str) -> Iterator[tuple[str, list[dict[str, str]]]]:
   """(file:line, messages) of each conversation."""
-  kind, name = parse_spec(spec, key)
-  if kind != "text":
-    raise ConfigError(f"{key}={spec}: chats are JSON lines on disk; use text:GLOB")
-  for path in find_files(name, f"{key}={spec}"):
+  for path in files(spec, "chats are JSON lines on disk; use text:GLOB", key):
     with open_file(path, detect(path, f"{key}={spec}"), f"{key}={spec}") as file:
       for number, line in enumerate(file, 1):
         if line.strip():

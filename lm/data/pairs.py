@@ -158,7 +158,7 @@ def read_pairs(
   kind, name = sources.parse_spec(spec, where)
   if kind in SIDE_BY_SIDE:
     yield from SIDE_BY_SIDE[kind](name, cfg, f"{where}={spec}")
-  elif kind == "text":
+  elif sources.SOURCES[kind].find is not None:
     keys = {cfg.source_field: "data.source_field", cfg.target_field: "data.target_field"}
     for record in sources.records(spec, cfg, Fields(keys, joined=True), where):
       yield record.values[0], record.values[1]
@@ -487,7 +487,7 @@ def check_pairs(cfg: Config) -> None:
     kind, name = sources.parse_spec(spec)
     if kind == "parallel":
       parallel.split(name, f"data.sources={spec}")
-    elif kind not in ("text", *SIDE_BY_SIDE):
+    elif kind not in SIDE_BY_SIDE and sources.SOURCES[kind].find is None:
       raise ConfigError(
         f"data.sources={spec}: holds no pairs; use text:FILE with data.source_field and "
         "data.target_field, or parallel:SOURCES+TARGETS"

@@ -18,8 +18,7 @@ from lm.config.errors import ConfigError, number_of
 from lm.config.schema import Config
 from lm.data import records
 from lm.data.records import Form, Records, RecordStore
-from lm.data.sources import facts, parse_spec
-from lm.data.sources.paths import find_files
+from lm.data.sources import facts, files, parse_spec
 from lm.data.sources.readers.compression import detect, open_file
 from lm.data.tokenizers import Tokenizer
 
@@ -53,11 +52,9 @@ def read(specs: Sequence[str], cfg: Config, key: str) -> Iterator[Question]:
         for asked, answer in fact.answers.items():
           place = f"fact {number}"
           yield Question(place, fact.text, f"{number} {asked}", asked, fact.text, (answer,))
-    elif kind == "text":
-      for path in find_files(name, where):
-        yield from read_squad(path, where)
     else:
-      raise ConfigError(f"{where}: has no questions; use text:FILE of SQuAD's JSON")
+      for path in files(spec, "has no questions; use text:FILE of SQuAD's JSON", key):
+        yield from read_squad(path, where)
 
 
 def read_squad(path: str, where: str) -> list[Question]:

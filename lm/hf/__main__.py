@@ -22,13 +22,16 @@ import pathlib
 import shlex
 from collections.abc import Sequence
 
+from lm import hub
 from lm.config.command_line import Parser, run_main
-from lm.config.errors import number_of
+from lm.config.errors import ConfigError, number_of
 from lm.data.templates import has_template
 from lm.hf.runs import export_run, import_run
 from lm.models.registry import family_of, make_model
 from lm.runs import bucket
 
+HUB = "hub:"
+FROM_HUB = ("*.json", "*.safetensors", "*.model", "*.jinja", "vocab.txt", "merges.txt")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -37,9 +40,12 @@ def main(argv: Sequence[str]) -> int:
   verbs = parser.add_subparsers(dest="verb", required=True, parser_class=Parser)
   take = verbs.add_parser(
     "import", help="a Hugging Face folder, a .gguf or a .bin of llama2.c becomes a run",
-    epilog="example:\n  python -m lm.hf import --from gpt2/ --workdir runs/gpt2",
+    epilog="examples:\n  python -m lm.hf import --from gpt2/ --workdir runs/gpt2\n"
+    "  python -m lm.hf import --from hub:HuggingFaceTB/SmolLM2-135M --workdir runs/smollm2",
   )  # fmt: skip
-  take.add_argument("--from", dest="source", required=True, help="folder with safetensors, or file")
+  take.add_argument(
+    "--from", dest="source", required=True, help="folder with safetensors, file, or hub:OWNER/NAME"
+  )
   take.add_argument("--workdir", required=True, help="new run directory")
   take.add_argument("--tokenizer", help="folder or .model file, where --from has no tokenizer")
   take.add_argument("--config", help="what the source does not say; one that fits if absent")
@@ -56,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
   workdir = bucket.checked_path("workdir", options.workdir)
   if options.verb == "import":
     tokenizer = None if options.tokenizer is None else pathlib.Path(options.tokenizer)
-    cfg = import_run(pathlib.Path(options.source), workdir, options.config, tokenizer)
+    cfg = import_run(_source(options.source), workdir, options.config, tokenizer)
     print(f"imported: {workdir} ({number_of(cfg.model.depth, 'layer')}, width {cfg.model.width})")
     place = shlex.quote(str(workdir))
     if family_of(cfg.model).init_cache:
@@ -75,6 +81,21 @@ def main(argv: Sequence[str]) -> int:
     )
     print(f"exported: {folder} ({', '.join(names)})")
   return 0
+
+
+def _source(name: str) -> pathlib.Path:
+  """The folder or file to import: on disk, or OWNER/NAME[@REVISION][/FILE.gguf] of the hub, fetched."""
+  if not name.startswith(HUB):
+    return pathlib.Path(name)
+  address = hub.parse(name.removeprefix(HUB), f"from={name}")
+  if address.pattern:
+    return pathlib.Path(hub.files(name.removeprefix(HUB), "model", f"from={name}")[0])
+  folder, names = hub.fetch(address, "model", [*FROM_HUB], f"from={name}")
+  if not any(each.endswith(".safetensors") for each in names):
+    raise ConfigError(
+      f"from={name}: has no *.safetensors; name a .gguf file of it, or take another"
+    )
+  return folder
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from lm.config.schema import DataConfig
 from lm.data.sources import (
   docstrings,
   facts,
+  hub,
   oracle,
   parallel,
   python,
@@ -23,6 +24,7 @@ from lm.data.sources import (
   text,
   tfds,
 )
+from lm.data.sources.paths import find_files
 from lm.data.sources.readers.fields import Fields, Record
 
 
@@ -35,6 +37,7 @@ class Source(NamedTuple):
   identity: Callable[[str, DataConfig, str, str], str]
   has_own_val: Callable[[DataConfig], bool] = lambda cfg: False
   records: Callable[[str, DataConfig, Fields, str], Iterator[Record]] | None = None  # with labels
+  find: Callable[[str, str], list[str]] | None = None  # (name, where) -> its files, if it is files
 
 
 SOURCES = {
@@ -42,7 +45,10 @@ SOURCES = {
     "docstrings", docstrings.documents, docstrings.identity, records=docstrings.records
   ),
   "python": Source("python", python.documents, python.identity),
-  "text": Source("text:books/*.txt", text.documents, text.identity, records=text.records),
+  "text": Source(
+    "text:books/*.txt", text.documents, text.identity, records=text.records, find=find_files
+  ),
+  "hub": Source(hub.EXAMPLE, hub.documents, hub.identity, records=hub.records, find=hub.find),
   "tfds": Source("tfds:lm1b", tfds.documents, tfds.identity, tfds.has_own_val),
   "oracle": Source(oracle.EXAMPLE, oracle.documents, oracle.identity),
   "facts": Source("facts:1000", facts.documents, facts.identity),
@@ -84,6 +90,18 @@ def records(
     raise ConfigError(
       f"{key}={spec}: {error.filename or 'a file'} cannot be read ({error.strerror or error}); check it"
     ) from None
+
+
+def files(spec: str, refusal: str, key: str = "data.sources") -> list[str]:
+  """Paths of a source's files.
+
+  Raises: ConfigError with the refusal for a source that is no files.
+  """
+  kind, name = parse_spec(spec, key)
+  find = SOURCES[kind].find
+  if find is None:
+    raise ConfigError(f"{key}={spec}: {refusal}")
+  return find(name, f"{key}={spec}")
 
 
 def identity(spec: str, cfg: DataConfig, split: str, key: str = "data.sources") -> str:

@@ -17,6 +17,11 @@ UNITS = ("file", "line", "paragraph")
 
 def documents(name: str, cfg: DataConfig, split: str, where: str) -> Iterator[str | None]:
   """Documents of every file that `name` matches, file by file in the order of their paths."""
+  return read(find_files(name, where), cfg, where)
+
+
+def read(paths: list[str], cfg: DataConfig, where: str) -> Iterator[Any]:
+  """Documents of files."""
   if cfg.text_unit not in UNITS:
     raise ConfigError(
       f"data.text_unit={cfg.text_unit}: must be one of {', '.join(UNITS)}; use file"
@@ -25,7 +30,7 @@ def documents(name: str, cfg: DataConfig, split: str, where: str) -> Iterator[st
     raise ConfigError(
       f"data.text_format={cfg.text_format}: must be one of {', '.join(FORMATS)}; use auto"
     )
-  return _read(find_files(name, where), cfg, where)
+  return _read(paths, cfg, where)
 
 
 def _read(paths: list[str], cfg: DataConfig, where: str) -> Iterator[Any]:
@@ -40,7 +45,12 @@ def records(name: str, cfg: DataConfig, fields: Fields, where: str) -> Iterator[
 
   Raises: ConfigError for plain text, which has no fields.
   """
-  for path in find_files(name, where):
+  return read_records(find_files(name, where), cfg, fields, where)
+
+
+def read_records(paths: list[str], cfg: DataConfig, fields: Fields, where: str) -> Iterator[Record]:
+  """The records of files."""
+  for path in paths:
     for record in read_file(path, cfg, fields, where):
       if not isinstance(record, Record):
         raise ConfigError(
@@ -52,7 +62,11 @@ def records(name: str, cfg: DataConfig, fields: Fields, where: str) -> Iterator[
 
 def identity(name: str, cfg: DataConfig, split: str, where: str) -> str:
   """Content and suffixes of the files, and what decides how they are cut into documents."""
-  paths = find_files(name, where)
+  return identity_of(find_files(name, where), cfg, where)
+
+
+def identity_of(paths: list[str], cfg: DataConfig, where: str) -> str:
+  """The identity of files."""
   suffixes = ["".join(pathlib.Path(path).suffixes[-2:]) for path in paths]
   hashes = remembered_digests(paths, cfg.cache_dir, where)
   files = list(zip(suffixes, hashes, strict=True))
