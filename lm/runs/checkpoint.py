@@ -32,6 +32,26 @@ def _is_news(record: logging.LogRecord) -> bool:
   return "orbax" not in record.pathname or not (record.exc_info or missed)
 
 
+_HIDING: list = []  # hooks that _hide_closed_loops has made
+
+
+def _hide_closed_loops() -> None:
+  """No traceback of tensorstore's threads about orbax's event loop, which a failed write has closed.
+
+  They give it to sys.unraisablehook; the failure itself is raised where the write is waited for.
+  """
+  shown = sys.unraisablehook
+  if shown in _HIDING:
+    return
+
+  def show(what):
+    if not (what.exc_type is RuntimeError and str(what.exc_value) == "Event loop is closed"):
+      shown(what)
+
+  _HIDING.append(show)
+  sys.unraisablehook = show
+
+
 class Checkpointer:
   """Saves and restores one run's state.
 
@@ -47,6 +67,7 @@ class Checkpointer:
     import orbax.checkpoint as ocp
 
     logging.getLogger("absl").addFilter(_is_news)
+    _hide_closed_loops()
     self._ocp, self._origin = ocp, origin
     folder = self._folder = workdir.resolve() / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
