@@ -1,5 +1,7 @@
 """What is damaged is named; a run goes on from what is whole and ends as if left alone, or is refused."""
 
+import errno
+import fcntl
 import json
 import os
 import pathlib
@@ -7,6 +9,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -20,6 +23,7 @@ from lm.runs import lock, rundir, summary
 from lm.runs.checkpoint import load_params
 from tests.trained import TINY, run
 
+ROOT = pathlib.Path(__file__).parent.parent
 SAVES = {"checkpoint.every_steps": 2, "checkpoint.keep": 3, "checkpoint.best": False}
 SETTINGS = {key.replace(".", "__"): value for key, value in SAVES.items()}
 
@@ -375,6 +379,44 @@ def test_a_second_process_is_refused_and_the_first_one_named(tmp_path):
   held.communicate("\n")
   lock.take(tmp_path)
   lock.release(tmp_path)
+
+
+FLOCKLESS = (
+  "import fcntl, os, pathlib, sys\n"
+  "def flock(*_): raise OSError({code}, os.strerror({code}))\n"
+  "fcntl.flock = flock\n"
+  "from lm.runs import lock\n"
+  "lock.take(pathlib.Path({workdir!r})); print(os.getpid(), flush=True); {then}\n"
+)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])
+def test_where_flock_is_not_supported_a_living_writer_is_named_and_a_dead_one_holds_nothing(
+  tmp_path, monkeypatch, code
+):
+  def unsupported(*_):
+    raise OSError(code, os.strerror(code))
+
+  monkeypatch.setattr(fcntl, "flock", unsupported)
+  words = lambda then: [
+    sys.executable, "-c", FLOCKLESS.format(code=code, workdir=str(tmp_path), then=then)
+  ]  # fmt: skip
+  pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
+  with subprocess.Popen(words("input()"), **pipes) as other:
+    pid = other.stdout.readline().strip()
+    with pytest.raises(ConfigError, match=f"process {pid} on {platform.node()} is training there"):
+      lock.take(tmp_path)
+    other.kill()
+  lock.take(tmp_path)
+  lock.release(tmp_path)
+  assert [path.name for path in tmp_path.iterdir()] == [lock.NAME]
+  (tmp_path / f"{lock.NAME}.holder").write_text("12345\nfar-away\n")
+  with pytest.raises(ConfigError, match="is training there"):
+    lock.take(tmp_path)
+  for path in tmp_path.iterdir():
+    os.utime(path, (time.time() - 2 * lock.SILENT,) * 2)
+  with pytest.raises(ConfigError, match=r"held by process 12345 of far-away.*delete .*lock.holder"):
+    lock.take(tmp_path)
 
 
 def test_a_config_that_was_changed_by_hand_is_not_taken_for_the_runs(copy):

@@ -24,7 +24,7 @@ from lm.config.errors import ConfigError, first_line
 from lm.devices import processes
 from lm.runs import lock
 
-LOCAL = (".lock", lock.NAME)  # files that stay
+LOCAL = (".lock", lock.NAME, ".run.json", ".config.json")  # begin the names of files that stay
 PARTIAL = ".orbax-checkpoint-tmp"
 WAIT_SECONDS = 1200.0  # for a checkpoint to be whole
 TRIES = 3
@@ -231,7 +231,7 @@ def _files(folder: pathlib.Path) -> list[pathlib.Path]:
   found = []
   for root, _, names in os.walk(folder):
     if PARTIAL not in root:
-      own = [n for n in names if n not in LOCAL and not n.startswith((".run.json", ".config.json"))]
+      own = [n for n in names if not n.startswith(LOCAL)]
       found += [pathlib.Path(root) / name for name in own]
   return found
 

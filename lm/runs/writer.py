@@ -65,7 +65,7 @@ class RunWriter:
     OPEN.append(self)
     if processes.is_leader():
       self._before = {n: (workdir / n).read_bytes() for n in DESCRIBED if (workdir / n).exists()}
-      self._was_empty = all(path.name == lock.NAME for path in workdir.iterdir())
+      self._was_empty = all(path.name.startswith(lock.NAME) for path in workdir.iterdir())
       description = kind_of(cfg).describe(data)
       change = rundir.data_change(workdir, description)
       about = {**plan.to_dict(), **more, "data": description}
