@@ -2,7 +2,8 @@
 
 They are named OWNER/NAME[@REVISION]/PATTERN: `*`, `?` and `[...]` match within a name of a folder or file,
 `**` any folders. Without a revision it is the newest on the main branch, or the one in the cache where the
-hub cannot be reached. HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE are the library's own settings.
+hub cannot be reached; a whole commit is asked for once. HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE are
+the library's own settings.
 """
 
 import glob
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 
 from lm.config.errors import ConfigError, first_line, no_room, number_of, suggest
 
+COMMIT = re.compile("[0-9a-f]{40}")
 EXAMPLE = "roneneldan/TinyStories/TinyStories-valid.txt"
 
 
@@ -55,25 +57,29 @@ def fetch(
   address: Address, kind: str, patterns: list[str], where: str
 ) -> tuple[pathlib.Path, list[str]]:
   """(the folder of a revision in the cache, the names in it that match one of the patterns, one or more)."""
-  try:
-    listed = _names(address, kind, where)
-    names, offline = _matching(listed, patterns), None
-  except _NoConnectionError as error:
-    offline = _cached(address, kind, patterns)
-    if offline is None:
-      raise ConfigError(
-        f"{where}: the hub cannot be reached ({error}) and the cache has not all of it; try again, or fetch "
-        "it elsewhere and use text:FILES"
-      ) from None
-    listed = [path.relative_to(offline).as_posix() for path in offline.rglob("*") if path.is_file()]
-    names = _matching(sorted(listed), patterns)
+  folder = _cached(address, kind, patterns) if COMMIT.fullmatch(address.revision or "") else None
+  listed = []
+  if folder is None:
+    try:
+      listed = _names(address, kind, where)
+    except _NoConnectionError as error:
+      folder = _cached(address, kind, patterns)
+      if folder is None:
+        raise ConfigError(
+          f"{where}: the hub cannot be reached ({error}) and the cache has not all of it; try again, or "
+          "fetch it elsewhere and use text:FILES"
+        ) from None
+  if folder is not None:
+    found = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    listed = sorted(found)
+  names = _matching(listed, patterns)
   if not names:
     close = suggest(address.pattern, listed) if len(listed) < 20 else f"it has {_some(listed)}"
     no = f"no file of {address.repository} matches; {close}"
     raise ConfigError(
       f"{where}: {no if address.pattern else f'names no file; add a pattern: it has {_some(listed)}'}"
     )
-  return offline or _download(address, kind, where, [glob.escape(name) for name in names]), names
+  return folder or _download(address, kind, where, [glob.escape(name) for name in names]), names
 
 
 def _matching(names: list[str], patterns: list[str]) -> list[str]:

@@ -136,6 +136,14 @@ def test_documents_are_those_of_the_files_that_match(server, tmp_path):
   assert same != sources.identity("hub:who/what@v1/data/*.jsonl", cfg, "train")
 
 
+def test_a_commit_is_asked_for_once(server, tmp_path):
+  cfg, name = config(tmp_path), f"hub:who/what@{COMMITS['v1']}/data/*.jsonl"
+  found = read(name, cfg)
+  asked = len(Hub.asked)
+  assert read(name, cfg) == found == ["one", "two", "older"] and len(Hub.asked) == asked > 0
+  assert read("hub:who/what@v1/data/*.jsonl", cfg) == found and len(Hub.asked) > asked
+
+
 def test_what_was_fetched_is_read_without_the_hub(server, tmp_path):
   cfg = config(tmp_path)
   read("hub:who/what@v1/data/a-0.jsonl", cfg)
