@@ -57,6 +57,23 @@ def test_no_table_is_cut_off(chromium, page_of_laws, width, media):
   page.close()
 
 
+def test_on_a_phone_words_in_figures_can_be_read_and_cards_have_one_line_between_them(
+  chromium, page_of_laws
+):
+  page = chromium.new_page(viewport={"width": 390, "height": 900})
+  page.goto(page_of_laws.as_uri())
+  page.wait_for_function("document.querySelectorAll('figure svg').length > 4")
+  sizes = page.evaluate(
+    "[...document.querySelectorAll('figure svg')].map(s => 10 * s.clientWidth / s.viewBox.baseVal.width)"
+  )
+  assert min(sizes) > 7.4 and np.median(sizes) > 9, sizes  # pixels of a label of 10
+  lines = page.evaluate(
+    "[...document.querySelectorAll('tbody td')].map(c => getComputedStyle(c).borderBottomWidth)"
+  )
+  assert set(lines) == {"0px"}
+  page.close()
+
+
 def test_the_law_page_fits_again_when_its_window_moves(chromium, tmp_path):
   table = true_table()
   columns = {"n": "n_params", "d": "n_tokens", "c": "flops", "loss": "loss"}

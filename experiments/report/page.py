@@ -17,8 +17,23 @@ from lm.files import whole_folder, write_text
 HERE = pathlib.Path(__file__).parent
 WIDE = 8  # columns from which a table is set smaller in print
 EMBED = """
+function forPhone(spec) {  // panels below each other, as wide as the screen, so that their words can be read
+  const panels = spec.vconcat ?? spec.hconcat ?? spec.concat;
+  if (panels) {
+    for (const key of ["hconcat", "concat", "columns"]) delete spec[key];
+    spec.vconcat = panels;
+    panels.forEach(forPhone);
+  } else {
+    spec.width = Math.max(120, innerWidth - 100 - (spec.padding?.right ?? 0));
+  }
+  const legend = { orient: "bottom", columns: 3, titleOrient: "left" };
+  if (spec.config) spec.config.legend = { ...spec.config.legend, ...legend };
+  return spec;
+}
 for (const node of document.querySelectorAll("script[data-chart]")) {
-  vegaEmbed("#" + node.dataset.chart, JSON.parse(node.textContent), {
+  const phone = innerWidth < 640, fewer = (key, value) => phone && key === "columns" ? 2 : value;
+  const spec = JSON.parse(node.textContent, fewer);
+  vegaEmbed("#" + node.dataset.chart, phone ? forPhone(spec) : spec, {
     mode: "vega-lite", renderer: "svg", downloadFileName: node.dataset.name,
     actions: false,
   });
