@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 
 from experiments import __main__ as experiments
+from experiments.commands.printing import print_runs
 from experiments.ledger import compare, ledger, rows
 from experiments.report import board, tables
 from lm.config.errors import ConfigError
 from lm.files import alive, write_json
+from lm.runs import room
 from lm.runs.rundir import read_config, read_run
+from tests import trained
 from tests.fake_runs import fake_run
 
 
@@ -46,6 +49,29 @@ def test_a_row_holds_identity_sizes_budgets_results_and_config(root):
   assert row["unique_tokens"] == 10_000
   documented = {k for k in row if k in rows.ROW_KEYS or ledger.is_config_key(k) or "/" in k}
   assert documented == set(row)
+
+
+def test_status_sets_the_memory_that_was_held_beside_the_plans(tmp_path, monkeypatch, capsys):
+  class Device:
+    def __init__(self, peak):
+      self.memory_stats = lambda: {"peak_bytes_in_use": peak}
+
+  assert room.peak_bytes() is None  # CPUs do not say
+  monkeypatch.setattr(room.jax, "local_devices", lambda: [Device(5_000_000), Device(7_250_000)])
+  peak = room.peak_bytes()
+  monkeypatch.undo()
+  monkeypatch.setattr(room, "peak_bytes", lambda: peak)
+  trained.run(tmp_path / "s" / "a")
+  row = rows.read_row(str(tmp_path / "s" / "a"))
+  assert row["peak_bytes"] == 7_250_000
+  planned = sum(read_run(tmp_path / "s" / "a")["bytes"].values())
+  assert row["predicted_bytes"] == planned > 0
+  capsys.readouterr()
+  print_runs([row])
+  said = capsys.readouterr().out
+  assert "memory predicted" in said and "7.25 MB" in " ".join(said.split())
+  print_runs([{**row, "peak_bytes": None}])
+  assert "memory" not in capsys.readouterr().out  # the plan shows its own
 
 
 def test_the_ledger_finds_runs_below_a_root_in_natural_order(root):

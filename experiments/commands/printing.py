@@ -11,6 +11,7 @@ from experiments.report.claims import is_estimate
 RUN_COLUMNS = {
   "name": "run", "status": "status", "n_params": "params", "n_tokens": "tokens", "flops": "flops",
   "step": "step", "steps": "of", "predicted": "predicted", "seconds": "time",
+  "predicted_bytes": "memory predicted", "peak_bytes": "memory",
   "predicted_dollars": "USD predicted", "dollars": "USD", "loss": "val loss", "bpb": "bits/byte",
   "tokens_per_sec": "tokens/s", "reason": "reason",
 }  # fmt: skip
@@ -42,6 +43,8 @@ def print_results(results: Mapping[str, object]) -> None:
 def print_runs(rows: list[Mapping], columns: list[str] | None = None) -> None:
   if columns is None:
     columns = [k for k in RUN_COLUMNS if any(row.get(k) not in (None, "") for row in rows)]
+    if "peak_bytes" not in columns:  # a prediction alone is the plan's to show
+      columns = [k for k in columns if k != "predicted_bytes"]
   elif "name" not in columns:
     columns = ["name", *columns]
   tables.show(rows, {k: RUN_COLUMNS.get(k, k) for k in columns})

@@ -49,6 +49,8 @@ ROW_KEYS = {
   "lr": "optim.peak_lr",
   "tokens_per_sec": "training speed, of all runs of its stack together",
   "seconds": "wall-clock of training processes, pauses left out",
+  "predicted_bytes": "of memory a device, by the plan, all runs of a stack together",
+  "peak_bytes": "the most that a device held at once; None where it does not say (CPUs)",
   "started": "seconds since 1970",
   "trunk": "run of a lower rung whose first steps this one took over, where halving goes on",
   "trunk_step": "up to which step; what it computed itself are its other steps",
@@ -67,7 +69,7 @@ ROW_KEYS = {
 NUMBERS = (
   "n_params", "n_params_non_embedding", "n_tokens", "tokens_per_param", "flops", "unique_tokens",
   "score", "loss", "bpb", "step", "steps", "lr", "tokens_per_sec", "seconds", "started", "n_devices",
-  "trunk_step",
+  "trunk_step", "predicted_bytes", "peak_bytes",
 )  # fmt: skip
 METRICS = ("eval/", "train/", "flops_")  # beginnings of keys that hold numbers, too
 CURVE_BINS = 512  # of a run's record in a ledger that is read
@@ -372,6 +374,8 @@ def _result_columns(run: Mapping, config: Mapping, records: Sequence[Mapping]) -
     "steps": config["train"]["steps"],
     "lr": config["optim"]["peak_lr"],
     "tokens_per_sec": run.get("tokens_per_sec"),
+    "predicted_bytes": sum(run.get("bytes", {}).values()) * run.get("stacked", 1) or None,
+    "peak_bytes": run.get("peak_bytes"),
   }
 
 

@@ -23,8 +23,8 @@ NAMES = ("name", "run", "runs", "best", "setting")  # columns that hold names of
 LEAST = (
   "dirty", "host", "started", "jax", "python", "flops_6ND_nonembedding", "flops_6ND", "flops_exact",
   "n_params_non_embedding", "batch_tokens", "epochs", "tokens_per_param", "tokens_per_sec", "bpb",
-  "steps", "bytes", "lr", "train/loss", "shown", "step", "dollars", "flops", "seconds", "n_tokens",
-  "n_params",
+  "steps", "bytes", "predicted_bytes", "peak_bytes", "lr", "train/loss", "shown", "step", "dollars",
+  "flops", "seconds", "n_tokens", "n_params",
 )  # fmt: skip
 POINT = "at "  # begins keys of points of curves, of which the first go first: the end says most
 WRAPPED = 24  # least width of a column of words; longer ones go on in the next line
@@ -160,7 +160,7 @@ def cell(key: str, value: object) -> str:
     return count(value)
   if key.startswith("flops"):
     return f"{value:.3g}"
-  if key == "bytes":
+  if key in ("bytes", "predicted_bytes", "peak_bytes"):
     return size(value)
   if key in ("seconds", "elapsed", "predicted"):
     return duration(value)

@@ -70,6 +70,12 @@ def device_bytes() -> float | None:
   return min(found, default=None)
 
 
+def peak_bytes() -> int | None:
+  """The most memory that one device here has held at once in this process; None where none says (CPUs)."""
+  found = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()]
+  return max((int(n) for n in found if n), default=None)
+
+
 def size(n: float) -> str:
   """Bytes in words: 24.1 GB."""
   for unit in ("B", "kB", "MB"):

@@ -294,6 +294,8 @@ class RunWriter:
     }
     if tokens_per_sec is not None:
       changes["tokens_per_sec"] = tokens_per_sec
+    if peak := room.peak_bytes():
+      changes["peak_bytes"] = max(peak, self._about.get("peak_bytes") or 0)
     rundir.close_run(self.workdir, self._about, status, **changes)
     lock.release(self.workdir)
     problem = bucket.send(self.workdir)
