@@ -201,6 +201,38 @@ def test_repeats_measure_the_noise_themselves():
   assert (lack, pure) == (43, 48) and p < 1e-6
 
 
+def test_runs_of_two_kinds_have_no_law_in_common():
+  x = grid()
+  kinds = np.array(["dense", "moe"])[np.arange(48) % 2]
+  words = {"family": kinds, "note": ["x"] * 48, "id": [f"r{i}" for i in range(48)]}
+  plain = table_of(x["n_params"], x["n_tokens"])
+  loss = plain["loss"] * np.where(kinds == "moe", 0.95, 1.0)
+  mixed = laws.from_columns({**plain.columns, "loss": loss}, words)
+  found = laws.fit_table(mixed, **FAST)
+  assert found.lack_of_fit.fails and found.lack_of_fit.kind == "family"
+  assert re.search(
+    r"the residuals follow family \(dense \+2\.\d+%, moe -2\.\d+%\)", found.lack_of_fit.text
+  )
+  assert any("fit one with --where family=VALUE" in note for note in found.notes)
+  one = laws.fit_table(mixed.take(kinds == "moe", "of another kind"), **FAST)
+  assert not one.lack_of_fit.fails and set(one.lack_of_fit.tests) == {"trend"}
+  alike = laws.fit_table(laws.from_columns(plain.columns, words), **FAST)
+  assert not alike.lack_of_fit.fails and set(alike.lack_of_fit.tests) == {"trend", "by family"}
+  # Words that say nothing are found guilty as seldom as the level says.
+  problem = solve.make_problem(LAW, {}, ())
+  data = intervals.Data(problem_columns(plain), np.log(plain["loss"]), 10.0, np.arange(48))
+  rng = np.random.default_rng(0)
+  tried = [
+    adequacy.lack_of_fit(problem, data, alike.theta, {"k": rng.permutation(kinds)}).tests["by k"][3]
+    for _ in range(300)
+  ]
+  assert 0.02 < np.mean(np.array(tried) < 0.05) < 0.09
+
+
+def problem_columns(table):
+  return {name: table[name] for name in LAW.inputs}
+
+
 def test_copies_of_a_row_are_one_run():
   t = noisy_table(0.005)
   four = laws.from_columns({k: np.repeat(v, 4) for k, v in t.columns.items()})

@@ -4,14 +4,17 @@ Two sources say how large the noise is. Runs repeated at the same inputs give pu
 1998 §2.1). Without them, what the residuals have in common with smooth functions of the law's inputs is
 set against what is left: the residuals are regressed on log N, log D, their squares, cubes and products,
 after everything that a change of the law's own parameters could explain (the Gauss-Newton regression of
-Davidson & MacKinnon 1993 §6.4), by an F test.
+Davidson & MacKinnon 1993 §6.4), by an F test. Where the table has columns of words, such as the family of a
+model, the residuals are regressed on their values too: runs of two kinds have no law in common.
 """
 
 import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import numpy as np
 
-from experiments.laws import identify, intervals, solve
+from experiments.laws import cells, identify, intervals, solve
 from lm.config.errors import number_of
 
 LEVEL = 0.05  # below this p the law is said not to describe the runs
@@ -19,6 +22,10 @@ CLIP = 3.0  # robust standard deviations at which residuals are cut: one bad run
 LEAST_SHARE = 0.02  # of a unit trend that the law's own parameters must leave for it to be tested
 SPARE_ROWS = 5  # rows that must remain to estimate the noise
 FLIPS = 999  # sign flips of whole clusters, where rows of one run share their noise
+MOST_KINDS, LEAST_OF_KIND = (
+  8,
+  4,
+)  # values of a column of words, and runs of each, for it to be tested
 SAME = 1e-6  # relative difference of inputs below which two runs repeat each other
 
 
@@ -29,7 +36,7 @@ class LackOfFit:
   Attributes:
     verdict: "fails", "passes" or "not tested".
     p: the smaller of the tests' p values times the number of tests; None where not tested.
-    tests: {name: (F, dof, dof of noise, p)}, of "trend" and "repeats".
+    tests: {name: (F, dof, dof of noise, p)}, of "trend", "repeats" and "by COLUMN".
     misfit: rms of the trend in the residuals beyond what noise gives, of the residual's unit.
     visible: rms misfit that such a test would have seen in half of all cases.
     trends: what the residuals follow, strongest first.
@@ -48,14 +55,30 @@ class LackOfFit:
   def fails(self) -> bool:
     return self.verdict == "fails"
 
+  @property
+  def kind(self) -> str | None:
+    """The column of words that the residuals follow most clearly, where the law fails by it."""
+    strongest = min(self.tests, key=lambda name: self.tests[name][3], default="")
+    return strongest.removeprefix("by ") if self.fails and strongest.startswith("by ") else None
 
-def lack_of_fit(problem: solve.Problem, data: intervals.Data, theta: np.ndarray) -> LackOfFit:
-  """The tests at a fit `theta` of `data`, and their verdict."""
+
+def lack_of_fit(
+  problem: solve.Problem,
+  data: intervals.Data,
+  theta: np.ndarray,
+  texts: Mapping[str, np.ndarray] = MappingProxyType({}),
+) -> LackOfFit:
+  """The tests at a fit `theta` of `data`, and their verdict.
+
+  Args:
+    texts: {column: [n] text} of the same rows; those that hold numbers do not count.
+  """
   law, root = problem.law, np.sqrt(data.w)
   resid = data.y - intervals.predict(law, theta, data.x)
   jac = identify.jacobian(problem, data.x, theta)[0]
   usable = np.isfinite(jac).all() and np.isfinite(resid).all()
   tests, trend, noise = {}, (0.0, ()), 0.0
+  kinds = {}
   if usable:
     found = _trend(data, resid, jac, root)
     if found is not None:
@@ -63,15 +86,24 @@ def lack_of_fit(problem: solve.Problem, data: intervals.Data, theta: np.ndarray)
     repeats = _repeats(data, resid, problem.n_free)
     if repeats is not None:
       tests["repeats"] = repeats
+    for name, column in texts.items():
+      found = _by_kind(column, data, resid, jac, root, law.link == "log")
+      if found is not None:
+        tests[f"by {name}"], misfit, words = found
+        kinds[f"by {name}"] = (misfit, (f"{name} ({words})",))
   if not tests:
     text = f"lack of fit not tested: {number_of(data.n, 'run')} cannot tell a trend from noise"
     return LackOfFit("not tested", None, {}, 0.0, float("nan"), (), text)
   p = min(1.0, len(tests) * min(t[3] for t in tests.values()))
-  misfit, trends = trend
-  f, k, dof, _ = min(tests.values(), key=lambda t: t[3])
+  strongest = min(tests, key=lambda name: tests[name][3])
+  misfit, trends = kinds.get(strongest, trend)
+  f, k, dof, _ = tests[strongest]
   said = f"F = {f:.3g} on {k} and {dof}, p = {p:.2g}"
   unit = (lambda v: f"{v:.2%} of the {law.target}") if law.link == "log" else (lambda v: f"{v:.3g}")
-  visible = float(np.sqrt(2 * max(k, 1)) * noise / np.sqrt(data.n)) if noise else float("nan")
+  trend_dof = tests["trend"][1] if "trend" in tests else k
+  visible = (
+    float(np.sqrt(2 * max(trend_dof, 1)) * noise / np.sqrt(data.n)) if noise else float("nan")
+  )
   if p < LEVEL:
     follows = f"; the residuals follow {' and '.join(trends)}" if trends else ""
     text = (
@@ -89,12 +121,7 @@ def _trend(data, resid, jac, root):
   from scipy.stats import f as f_law
 
   n, free = jac.shape
-  spread = intervals.robust_sd(resid * root)
-  clipped = np.clip(resid * root, -CLIP * spread, CLIP * spread)
-  if not spread > 1e-9:
-    clipped = resid * root  # an exact fit, or most rows fitted exactly
-  q, _ = np.linalg.qr(root[:, None] * jac / np.maximum(np.linalg.norm(jac, axis=0), 1e-300))
-  left = clipped - q @ (q.T @ clipped)
+  q, left = _left(resid, jac, root)
   for order in (3, 2):
     names, z = basis(data.x, order)
     z = root[:, None] * z
@@ -121,6 +148,51 @@ def _trend(data, resid, jac, root):
   share = np.where((z**2).sum(0) > LEAST_SHARE**2, share, 0.0)
   strongest = tuple(names[i] for i in np.argsort(-share)[:2] if share[i] > 0.1)
   return (float(stat), k, dof, p), (float(misfit), strongest), float(np.sqrt(rest / dof))
+
+
+def _left(resid, jac, root) -> tuple[np.ndarray, np.ndarray]:
+  """(q, residuals [n] without what a change of the law's parameters, spanned by q [n, free], explains)."""
+  spread = intervals.robust_sd(resid * root)
+  clipped = np.clip(resid * root, -CLIP * spread, CLIP * spread)
+  if not spread > 1e-9:
+    clipped = resid * root  # an exact fit, or most rows fitted exactly
+  q, _ = np.linalg.qr(root[:, None] * jac / np.maximum(np.linalg.norm(jac, axis=0), 1e-300))
+  return q, clipped - q @ (q.T @ clipped)
+
+
+def _by_kind(column, data, resid, jac, root, is_log):
+  """((F, k, dof, p), rms misfit, words) of the residuals by the values of a column; None where not tested."""
+  from scipy.stats import f as f_law
+
+  values, member = np.unique(column, return_inverse=True)
+  if not 2 <= len(values) <= MOST_KINDS or all(np.isfinite(cells.number(v)) for v in values if v):
+    return None
+  _, unit = np.unique(data.clusters, return_inverse=True)
+  units = [len(np.unique(unit[member == i])) for i in range(len(values))]
+  if min(units) < LEAST_OF_KIND:
+    return None
+  q, left = _left(resid, jac, root)
+  if left @ left <= (1e-10 * max(np.abs(data.y).max(), 1.0)) ** 2 * data.n:
+    return None
+  z = root[:, None] * (member[:, None] == np.arange(1, len(values)))
+  z = z / np.linalg.norm(z, axis=0)
+  z = z - q @ (q.T @ z)
+  u, sizes, _ = np.linalg.svd(z, full_matrices=False)
+  u = u[:, sizes > LEAST_SHARE]
+  k, dof = u.shape[1], data.n - jac.shape[1] - u.shape[1]
+  if not k or dof < SPARE_ROWS or data.n_clusters - jac.shape[1] - k < SPARE_ROWS - 3:
+    return None
+  explained = ((u.T @ left) ** 2).sum()
+  rest = max(left @ left - explained, 1e-300)
+  stat = explained / k / (rest / dof)
+  p = float(f_law.sf(stat, k, dof))
+  if data.clustered:
+    p = _flipped(data.clusters, left, q, u, k, dof, stat)
+  means = [np.average(resid[member == i], weights=data.w[member == i]) for i in range(len(values))]
+  shown = [f"{np.expm1(m):+.2%}" if is_log else f"{m:+.3g}" for m in means]
+  words = ", ".join(f"{value or 'none'} {mean}" for value, mean in zip(values, shown, strict=True))
+  misfit = float(np.sqrt(max(explained - k * rest / dof, 0.0) / data.n))
+  return (float(stat), k, dof, p), misfit, words
 
 
 def _flipped(clusters, left, q, u, k, dof, stat) -> float:

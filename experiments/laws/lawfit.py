@@ -150,8 +150,10 @@ def fit_table(
   condition = diagnostics.conditioning(problem, data, theta)
   notes = [*table.notes, *condition.warnings]
   notes += _remarks(problem, theta, table, quantities, has_flops)
-  fit_of_form = adequacy.lack_of_fit(problem, data, theta)
+  fit_of_form = adequacy.lack_of_fit(problem, data, theta, table.texts)
   resid = data.y - intervals.predict(form, theta, data.x)
+  if kind := fit_of_form.kind:
+    notes.append(f"runs of several kinds by {kind!r}: fit one with --where {kind}=VALUE")
   estimates = judged(
     estimates_of(quantities, theta, found.limits, found.se, problem, found.boot_se),
     known,
