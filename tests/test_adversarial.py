@@ -9,13 +9,17 @@ import pytest
 
 from lm.config.errors import ConfigError
 from lm.config.hparams import Hparams
+from lm.cost.flops import run_flops_per_token, xla_flops
 from lm.data.sources import oracle
+from lm.devices.sharding import make_mesh
+from lm.models import recurrent
 from lm.models.registry import make_model
 from lm.models.trees import init_params
 from lm.objectives import adversarial
 from lm.objectives.adversarial import ESTIMATORS, Critic, gradient_penalty, make_grads, write
 from lm.setup.hparams import make_hparams
 from lm.setup.load import load_config
+from lm.training.programs import make_programs
 from lm.training.step import init_state
 from tests.equalities import assert_resumes, assert_same, resolved, run
 
@@ -283,6 +287,35 @@ def test_eight_devices_equal_one():
 def test_a_run_resumes_bit_equal_through_its_phases(monkeypatch, tmp_path):
   flags = ["--config.eval.every_steps=15", "--config.checkpoint.every_steps=25"]
   assert_resumes(monkeypatch, tmp_path, SPEC, *flags)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_exact_flops_agree_with_xla(estimator, monkeypatch):
+  """Of a step in which both play; sentences are written out, as XLA counts the body of a loop once.
+
+  So it counts one end of a sentence of policy_gradient, whose share here is that of (L - 1) rollouts.
+  """
+  rows, length, wide = 4, 8, 128
+  for module in (recurrent, adversarial):
+    monkeypatch.setattr(module, "UNROLL", length)
+  changes = dict.fromkeys(("model.width", "model.base_width", "objective.critic_width"), wide)
+  changes |= {"model.seq_len": length, "model.vocab_size": 257, "train.batch_size": rows}
+  changes |= {"objective.critic_filters": wide, "objective.critic_sizes": (2, 3)}
+  changes |= {"objective.likelihood_steps": 0, "objective.critic_steps": 0, "objective.rollouts": 1}
+  cfg, _ = resolved(SPEC, **{k.replace(".", "__"): v for k, v in changes.items()})
+  objective = dataclasses.replace(cfg.objective, estimator=estimator)
+  cfg = dataclasses.replace(cfg, objective=objective)
+  programs = make_programs(cfg, make_mesh(cfg.mesh, devices=jax.devices()[:1]))
+  ids = jax.ShapeDtypeStruct((rows, length), jnp.int32)
+  batch = {"tokens": ids, "targets": ids, "weights": ids.update(dtype=jnp.float32)}
+  grad_fn, extra = make_grads(make_model(cfg.model), cfg), {"steps": jnp.int32(9)}
+  step = jax.jit(lambda p, b, key, hparams: grad_fn(p, extra, b, key, hparams)[0])
+  given = (programs.run_shape.params, batch, jax.random.key(0), make_hparams(cfg))
+  counted = xla_flops(step.lower(*given).compile()) / (rows * length)
+  once = dataclasses.replace(objective, rollouts=1 / (length - 1))
+  ours = run_flops_per_token(dataclasses.replace(cfg, objective=once), "exact")
+  assert counted == pytest.approx(ours, rel=0.03)
 
 
 def test_the_state_counts_updates():

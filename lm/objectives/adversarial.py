@@ -30,7 +30,7 @@ Axes: B rows, L length, V vocabulary, D width of the critic's embedding, F its f
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -44,6 +44,7 @@ from lm.objectives import next_token
 from lm.objectives.cross_entropy import token_sums
 from lm.objectives.objective import GradFn, LossFn, Metric, Objective, Part, Sums
 
+UNROLL = 1  # steps in the body of the loop that writes
 ESTIMATORS = ("gumbel_softmax", "straight_through", "policy_gradient")
 PART = "critic"
 DROPOUT = ("dropout", "input_dropout", "output_dropout", "embed_dropout", "weight_drop")
@@ -129,37 +130,54 @@ def critic_weights(cfg: Config) -> list[Weight]:
   return [*found, Weight(f"{PART}/score", "readout", (wide, 1))]
 
 
-def critic_flops(cfg: Config) -> float:
-  """Of a critic's forward pass, for each token: 2 (V D + sum_k k D F), and the highway's share of a row."""
+class CriticFlops(NamedTuple):
+  """Of a critic's forward pass, for each token."""
+
+  table: float  # 2 V D
+  filters: float  # 2 sum_k k D F
+  highway: float  # its share of a row: 2 (2 W W + W) / L, W all filters
+
+  def times(self, table: float, rest: float) -> float:
+    return table * self.table + rest * (self.filters + self.highway)
+
+
+def critic_flops(cfg: Config) -> CriticFlops:
+  """What a critic multiplies in a forward pass."""
   objective = cfg.objective
   width, filters = objective.critic_width, objective.critic_filters
   wide = filters * len(objective.critic_sizes)
   vocab: Any = cfg.model.vocab_size
-  products = vocab * width + sum(objective.critic_sizes) * width * filters
-  return 2.0 * (products + (2 * wide * wide + wide) / cfg.model.seq_len)
+  return CriticFlops(
+    2.0 * vocab * width,
+    2.0 * sum(objective.critic_sizes) * width * filters,
+    2.0 * (2 * wide * wide + wide) / cfg.model.seq_len,
+  )
 
 
 def exact_flops(cfg: Config, causal: bool) -> float:
   """Training FLOPs of a token, averaged over the phases of a run.
 
-  F are the family's (forward and backward), C those of a critic's forward pass. Likelihood: F, or F / 3 where
-  only its value is needed. gumbel_softmax, straight_through: F for the sampled sentence and 6 V D for its
-  soft inputs, 6 C for the critic's scores of real and fake, 9 C for the penalty (a gradient, and the gradient
-  of that), 2 C for the generator's way through the critic. policy_gradient: F / 3 for the sentence,
-  (F / 3 + C) L rollouts for its ends, F for log p, 6 C for the critic.
+  F are the family's (forward and backward), S = 2 V D those of a written token that is read as a vector of
+  numbers, C those of a critic's forward pass. Likelihood: F, in all phases, as its weight is traced.
+  gumbel_softmax, straight_through: F + 3 S for the sampled sentence; 6 C for the critic's scores of real and
+  fake, of which the generator's way back takes C more; 6 C for the penalty (a gradient, and the gradient of
+  that). What the critic's table reads has no gradient: it counts 4, 1 and 5 times. policy_gradient: F / 3 + S
+  for the sentence, (F / 3 + S + C) (L - 1) rollouts for its ends, F for log p, 6 C for the critic, 4 of them
+  of the table.
   """
   model: Any = cfg.model
   objective = cfg.objective
   family, critic = family_of(model).exact_flops(model, causal), critic_flops(cfg)
   steps = cfg.train.steps or 1
   first = min(objective.likelihood_steps, steps) / steps
-  likelihood = family if objective.likelihood_weight else family / 3
+  soft = 2.0 * model.vocab_size * model.width
   if objective.estimator == "policy_gradient":
-    ends = (family / 3 + critic) * model.seq_len * objective.rollouts
-    later = likelihood + family / 3 + ends + family + 6 * critic
+    end = family / 3 + soft + critic.times(1, 1)
+    ends = end * (model.seq_len - 1) * objective.rollouts
+    later = family / 3 + soft + ends + family + critic.times(4, 6)
   else:
-    later = likelihood + family + 6.0 * model.vocab_size * model.width + 17 * critic
-  return first * family + (1 - first) * later
+    later = family + 3 * soft + critic.times(4 + 1 + 5, 6 + 1 + 6)
+  return family + (1 - first) * later
 
 
 # --- sentences ------------------------------------------------------------------------------------
@@ -208,7 +226,7 @@ def write(
   carry = module.apply({"params": params}, first_B.shape[0], method="init_carry")
   given_LB = None if given_BL is None else given_BL.T
   each = (noise_LBV, given_LB, jnp.arange(noise_LBV.shape[0]))
-  _, (ids_LB, y_LBV) = jax.lax.scan(step, (one_hot(first_B), carry), each)
+  _, (ids_LB, y_LBV) = jax.lax.scan(step, (one_hot(first_B), carry), each, unroll=UNROLL)
   return ids_LB.T, jnp.swapaxes(y_LBV, 0, 1)
 
 
