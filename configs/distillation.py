@@ -8,7 +8,7 @@ Command:   python train.py --config configs/distillation.py:runs/default --workd
 Hardware:  2 CPU cores, 3 minutes
 """
 
-from configs import default
+from configs import default, take_tokenizer
 
 
 def get_config(teacher=None):
@@ -21,5 +21,5 @@ def get_config(teacher=None):
     config.model.width = 64
     config.model.depth = 2
     if teacher is not None:
-      config.data.tokenizer_path = f"{teacher}/tokenizer"
+      take_tokenizer(config, teacher)
   return config

@@ -181,3 +181,11 @@ def test_a_teacher_that_reads_other_tokens_is_refused(teacher, tmp_path):
   with pytest.raises(ConfigError, match=r"objective.alpha=1.5: must be in \[0, 1\]"):
     distil(tmp_path / "e", teacher, objective__alpha=1.5)
   assert not list(tmp_path.glob("?/config.json"))
+
+
+def test_the_config_takes_the_teachers_tokenizer_whatever_its_kind(tmp_path):
+  with pytest.raises(ConfigError, match=rf"{tmp_path} holds no run .*; train or import one there"):
+    load_config(f"configs/distillation.py:{tmp_path}")
+  (tmp_path / "config.json").write_text('{"data": {"tokenizer": "sentencepiece"}}')
+  data = load_config(f"configs/distillation.py:{tmp_path}").data
+  assert (data.tokenizer, data.tokenizer_path) == ("sentencepiece", f"{tmp_path}/tokenizer")

@@ -178,6 +178,7 @@ def test_whole_words_are_hidden_or_left(source, tmp_path):
   ({"data__cross_documents": False}, r"data\.cross_documents=False: .* set data\.pack=False"),
   ({"objective__mask_share": 0.95}, r"objective\.random_share=0\.1: .* must not exceed 1; use 0\.05"),
   ({"model__types": 1, "objective__next_sentence": True}, r"next_sentence=True: pairs need model\.types=2"),
+  ({"sample__tokens": 5}, r"sample\.tokens=5: model\.family=bert sees both sides and writes no text; use 0"),
 ])  # fmt: skip
 def test_what_makes_no_sense_is_refused(source, changes, message):
   with pytest.raises(ConfigError, match=message):

@@ -100,7 +100,7 @@ def test_speed_and_memory_stand_in_every_answer(decoder, tmp_path, capsys):
     (["--task", "squad:x", "--stop", "a"], r"stop=a: is of tasks that write, such as translation"),
     (["--task", "summary:x", "--stop", ""], r"stop=: must be a text that is not empty"),
     (["--stop", "a"], r"stop=a: is of a task; add --task"),
-    (["--task", "sampels:x"], r"task=sampels:x: no such task; did you mean samples\?"),
+    (["--task", "sampels:x"], r"task=sampels:x: no such task; did you mean samples\? \(labels"),
     (["--task", "samples"], r"task=samples: needs a file; write e.g. samples:prompts.txt"),
     (["--task", "samples:nowhere.txt"], r"task=nowhere.txt: cannot be read"),
     (["--task", "samples:x", "--stride", "4"], r"stride=4: is not of a task; leave it out"),

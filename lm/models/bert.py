@@ -226,10 +226,14 @@ def bert_activations(cfg: Any) -> float:
 
 
 def check_bert(cfg: Any) -> None:
-  """ConfigError for heads that do not divide the width, or names that nothing has."""
+  """ConfigError for heads that do not divide the width, names that nothing has, and texts to write."""
   check_divisible("model.width", cfg.model.width, cfg.model.heads, "model.heads")
   for name in cfg.model.remat_keep:
     check_choice("model.remat_keep", name, KEPT)
+  if cfg.sample.tokens:
+    raise ConfigError(
+      f"sample.tokens={cfg.sample.tokens}: model.family=bert sees both sides and writes no text; use 0"
+    )
 
 
 def resolve_bert(model: BertConfig, vocab_size: int) -> BertConfig:

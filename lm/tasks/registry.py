@@ -84,7 +84,9 @@ def evaluate_task(
   name, _, path = task.partition(":")
   rows = {**READ, **ANSWERED, **TASKS}
   if name not in rows:
-    raise ConfigError(f"task={task}: no such task; {suggest(name, [*rows])}")
+    raise ConfigError(
+      f"task={task}: no such task; {suggest(name, [*rows])} (labels and tags: --data text:FILE)"
+    )
   if not path:
     raise ConfigError(f"task={task}: needs a file; write e.g. {rows[name].example}")
   if limit is not None and limit < 1:

@@ -65,7 +65,7 @@ def read_examples(task: str, path: str, cfg: DataConfig, limit: int | None) -> l
     spec = f"parallel:{path.replace(',', '+')}" if "," in path else f"text:{path}"
     plain = dataclasses.replace(cfg, text_format="auto")
     found = [
-      Example(source or "", (target or "",)) for source, target in read_pairs(spec, plain, where)
+      Example(source or "", (target or "",)) for source, target in read_pairs(spec, plain, "task")
     ]
   if limit is not None:
     found = found[:limit]
