@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from lm.config.errors import ConfigError
+from lm.config.read import run_config_file
 from lm.cost.flops import exact_flops, run_flops_per_token
 from lm.devices.sharding import make_mesh
 from lm.evaluate import evaluate_run
@@ -185,7 +186,7 @@ def test_a_teacher_that_reads_other_tokens_is_refused(teacher, tmp_path):
 
 def test_the_config_takes_the_teachers_tokenizer_whatever_its_kind(tmp_path):
   with pytest.raises(ConfigError, match=rf"{tmp_path} holds no run .*; train or import one there"):
-    load_config(f"configs/distillation.py:{tmp_path}")
+    run_config_file(f"configs/distillation.py:{tmp_path}")
   (tmp_path / "config.json").write_text('{"data": {"tokenizer": "sentencepiece"}}')
-  data = load_config(f"configs/distillation.py:{tmp_path}").data
+  data = run_config_file(f"configs/distillation.py:{tmp_path}").data
   assert (data.tokenizer, data.tokenizer_path) == ("sentencepiece", f"{tmp_path}/tokenizer")
