@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 from experiments import laws
+from experiments.commands.printing import print_results
 from experiments.laws import result
 from experiments.ledger import judged, rows
 from experiments.ledger.ledger import Ledger, read_ledger
@@ -34,6 +35,7 @@ from experiments.report import (
   page,
   paper,
   report,
+  tables,
 )
 from experiments.report.claims import Claim
 from experiments.sweep import sweep
@@ -304,6 +306,26 @@ def test_latex_of_what_pages_write():
   )
   table = paper.latex_table("N & D", ["run", "N"], [["w=1", "1.2M"], ["w_2", ""]], "tab:1")
   assert r"\begin{tabular}{lr}" in table and r"w\_2 &  \\" in table and r"N \& D" in table
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_what_fits_print_is_no_wider_than_the_terminal_and_no_number_folds(
+  width, fits, capsys, monkeypatch
+):
+  slices, law = fits
+  monkeypatch.setattr(tables, "terminal_width", lambda: width)
+  print_results({"slices": slices, "law": law})
+  lines = capsys.readouterr().out.split("\n")
+  assert max(map(len, lines)) <= width
+  rows = {line.split()[0]: line for line in lines if line and line.split()[0] in law.estimates}
+  least = f"{law['alpha'].value:.6g}"
+  assert (
+    least in rows["alpha"]
+    and law["alpha"].said(next(iter(law["alpha"].intervals))) in rows["alpha"]
+  )
+  assert any(line.startswith("no room for: ") and "boot se" in line for line in lines)
+  words = set(re.findall(r"[\d.e+-]{5,}", " ".join(lines)))
+  assert words <= set(re.findall(r"[\d.e+-]{5,}", f"{slices.summary()} {law.summary()}"))
 
 
 SLICES = [

@@ -5,6 +5,7 @@ import json
 import pathlib
 from collections.abc import Mapping
 
+from experiments.laws.result import LawFit
 from experiments.report import tables
 from experiments.report.claims import is_estimate
 
@@ -35,9 +36,12 @@ def print_results(results: Mapping[str, object]) -> None:
     if isinstance(result, list) and result and isinstance(result[0], Mapping):
       tables.show(result, list(result[0]), what)
     elif hasattr(result, "summary"):
-      print(f"{what}: {result.summary()}")
+      width = tables.terminal_width()
+      said = result.summary(**({"width": width} if isinstance(result, LawFit) else {}))
+      gap = "\n" if said.startswith(" ") else " "  # the head of a table stands over its columns
+      print(tables.in_width(f"{what}:{gap}{said}", width))
     else:
-      print(f"{what}: {result}")
+      print(tables.in_width(f"{what}: {result}", tables.terminal_width()))
 
 
 def print_runs(rows: list[Mapping], columns: list[str] | None = None) -> None:

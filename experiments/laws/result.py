@@ -285,8 +285,12 @@ class LawFit(Result):
       }
     )
 
-  def summary(self) -> str:
-    """A text table: what was fitted, how well it was solved, each number with its intervals."""
+  def summary(self, width: int | None = None) -> str:
+    """A text table: what was fitted, how well it was solved, each number with its intervals.
+
+    Args:
+      width: characters that the table has: columns go from the right, and a line says which. None = all stay.
+    """
     delta = f" delta={self.delta:g}" if self.delta else ""
     lines = [
       f"{self.law.name}: {self.law.formula}",
@@ -308,13 +312,19 @@ class LawFit(Result):
     methods = dict.fromkeys((*most, *(m for e in self.estimates.values() for m in e.intervals)))
     has_boot = any(e.boot_se is not None for e in self.estimates.values())
     head = ["", "estimate", *(f"{m} {self.confidence:.0%}" for m in methods)]
-    rows = [head + ["boot se"] * has_boot]
+    head += ["boot se"] * has_boot
+    rows = [head]
     for e in self.estimates.values():
       cells = [e.said(m) for m in methods]
       boot = "" if e.boot_se is None or e.fixed else f"{e.boot_se:.3g}"
       rows.append([e.name, f"{e.value:.6g}", *cells, *[boot] * has_boot])
     widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
-    lines += ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]
+    kept = len(widths)
+    while width and kept > 3 and sum(widths[:kept]) + 2 * (kept - 1) > width:
+      kept -= 1
+    lines += ["  ".join(map(str.ljust, r[:kept], widths)).rstrip() for r in rows]
+    if kept < len(widths):
+      lines.append(f"no room for: {', '.join(head[kept:])}")
     if self.holdout:
       h = self.holdout
       values = ", ".join(f"{k} {v:.4g}" for k, v in h.parameters.items())

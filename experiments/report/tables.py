@@ -1,6 +1,7 @@
 """Tables for the terminal, laid out by rich: numbers stay whole, names shrink to what differs."""
 
 import io
+import re
 import shutil
 import sys
 import textwrap
@@ -63,6 +64,41 @@ def show(
     console.print(f"all: {shared}", style="dim")
   if lost := [headings[k] for k in headings if k not in kept]:
     console.print(f"no room for: {', '.join(lost)}", style="dim")
+
+
+def terminal_width() -> int | None:
+  """Characters of a line of the terminal; None where what is printed goes to a file or a pipe."""
+  return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def in_width(text: str, width: int | None) -> str:
+  """The text, its lines no wider than that: broken between cells that stand two blanks apart, else words.
+
+  >>> print(in_width("a  0.55  scatter 0.48 .. 0.62  noise 0.50 .. 0.61", 34))
+  a  0.55  scatter 0.48 .. 0.62
+      noise 0.50 .. 0.61
+  """
+  if width is None:
+    return text
+  lines = []
+  for line in text.split("\n"):
+    if len(line) <= width:
+      lines.append(line)
+      continue
+    cells = re.split(r"(?<=\S)(\s{2,})(?=\S)", line)
+    if len(cells) < 5:
+      lines += textwrap.wrap(
+        line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+      )
+      continue
+    rows = [cells[0]]
+    for gap, cell_ in zip(cells[1::2], cells[2::2], strict=True):
+      if len(rows[-1] + gap + cell_) <= width:
+        rows[-1] += gap + cell_
+      else:
+        rows.append(f"    {cell_}")
+    lines += rows
+  return "\n".join(lines)
 
 
 def fit_columns(
