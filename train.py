@@ -123,7 +123,7 @@ def train(
     profile: first and last step to trace.
     accept_new_data: go on with runs whose data have changed.
   """
-  unfinished = [i for i, c in enumerate(cfgs) if not rundir.is_done(workdirs[i], c)]
+  unfinished, left = rundir.to_train(workdirs, cfgs)
   progress = Progress(quiet=not processes.is_leader())
   if not unfinished:
     progress.line(summary.show(workdirs))
@@ -242,7 +242,7 @@ def train(
     interrupted = stopping and run.last_saved < total
     run.end("interrupted" if interrupted else "done", tokens_per_sec=clock.average())
   progress.line(summary.show([run.workdir for run in runs]))
-  statuses = [run.status for run in runs]
+  statuses = [*left, *(run.status for run in runs)]
   return 1 if "failed" in statuses else stop.exit_code if "interrupted" in statuses else 0
 
 

@@ -7,6 +7,7 @@ import os
 import pathlib
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from lm import evaluate
 from lm.config.errors import ConfigError
 from lm.runs import lock, rundir, summary
 from lm.runs.checkpoint import load_params
+from tests.test_surroundings import at_batch
 from tests.trained import TINY, run
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -379,6 +381,47 @@ def test_a_second_process_is_refused_and_the_first_one_named(tmp_path):
   held.communicate("\n")
   lock.take(tmp_path)
   lock.release(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_failed_run_of_a_stack_does_not_send_the_others_back(tmp_path, monkeypatch, capsys):
+  settings = {
+    **TINY,
+    **SAVES,
+    "checkpoint.every_steps": 4,
+    "log.wandb": "disabled",
+    "optim.clip_norm": None,
+  }
+  rates = {"a": 1e-3, "bad": 1e30, "b": 2e-3}
+  lines = [
+    json.dumps({"config": "configs/smoke.py", "workdir": str(tmp_path / name),
+                "overrides": {**settings, "optim.peak_lr": rate}})
+    for name, rate in rates.items()
+  ]  # fmt: skip
+  (tmp_path / "stack.jsonl").write_text("\n".join(lines))
+  command = ["--stack", str(tmp_path / "stack.jsonl")]
+  raised = []
+
+  def stop_once(batch):  # each of the three draws it
+    raised or raised.append(signal.raise_signal(signal.SIGTERM))
+    return batch
+
+  with monkeypatch.context() as patch:
+    at_batch(patch, 5, stop_once)
+    assert train.main(command) == 1
+  saved = max(rundir.checkpoint_steps(tmp_path / "a"))
+  assert 4 < saved < 8
+  before = (tmp_path / "bad" / "run.json").read_bytes()
+  capsys.readouterr()
+  assert train.main(command) == 1  # one of them has failed
+  said = capsys.readouterr()
+  assert f"resumed at step {saved} of 8" in said.out
+  assert f"{tmp_path / 'bad'}: has failed and stays so, as the others" in said.err
+  assert (tmp_path / "bad" / "run.json").read_bytes() == before
+  assert (
+    rundir.read_run(tmp_path / "a")["status"] == rundir.read_run(tmp_path / "b")["status"] == "done"
+  )
+  assert train.main(command) == 1  # alone, it is tried again
 
 
 FLOCKLESS = (

@@ -275,6 +275,30 @@ def is_done(workdir: pathlib.Path, cfg: Config) -> bool:
   return False
 
 
+def to_train(
+  workdirs: Sequence[pathlib.Path], cfgs: Sequence[Config]
+) -> tuple[list[int], list[str]]:
+  """(indexes of the runs that have not ended well, the status of those that are left out all the same).
+
+  A run of a stack that has failed is left out, with a line, where the others go on from a checkpoint that
+  it has not: with it they would begin anew.
+  """
+  todo = [i for i, cfg in enumerate(cfgs) if not is_done(workdirs[i], cfg)]
+  status = {i: read_run(workdirs[i]).get("status") for i in todo}
+  others = [checkpoint_steps(workdirs[i]) for i in todo if status[i] != "failed"]
+  newest = max(set.intersection(*others), default=None) if others else None
+  left = []
+  for i in todo:
+    if status[i] == "failed" and newest and newest not in checkpoint_steps(workdirs[i]):
+      left.append(i)
+      print(
+        f"{workdirs[i]}: has failed and stays so, as the others of its stack go on from step {newest}; "
+        "train it alone to try again",
+        file=sys.stderr,
+      )
+  return [i for i in todo if i not in left], ["failed"] * len(left)
+
+
 def read_config(workdir: pathlib.Path) -> Config:
   """The resolved config of a run.
 
