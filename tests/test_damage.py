@@ -211,6 +211,14 @@ def test_a_run_json_that_makes_no_sense_is_one_line(copy, key, value):
 
 
 @pytest.mark.slow
+def test_changes_that_make_no_sense_are_left_out():
+  good = {"step": 3, "was": {"log.every_steps": 2}}
+  about = {"changes": [1, {}, {"step": "x", "was": {}}, {"step": 9, "was": None}, good]}
+  assert rundir.changes(about) == [good]
+  found = [rundir.was_at(about, step, "log.every_steps", 5) for step in (1, 3, 4)]
+  assert found == [2, 2, 5]
+
+
 def test_without_run_json_the_checkpoints_say_how_far_the_run_is(whole, copy):
   (copy / "run.json").unlink()
   assert "resumed at step 8 of 8" in run(copy, **SETTINGS)

@@ -93,7 +93,7 @@ def reproduce(
     for key in SAME
     if key in was and was[key] != now.get(key)
   ]
-  for change in was.get("changes", []):
+  for change in rundir.changes(was):
     differences += [
       f"{k}: {_short(v)} there up to step {change['step']}" for k, v in change["was"].items()
     ]

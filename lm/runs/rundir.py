@@ -83,7 +83,7 @@ def open_run(workdir: pathlib.Path, cfg: Config, facts: Mapping[str, object]) ->
   changed = _changed(before, cfg, earlier, run)
   newest = max(checkpoint_steps(workdir), default=0)
   change = [{"step": newest, "was": changed}] if changed and newest else []
-  run["changes"] = [*earlier.get("changes", []), *change]
+  run["changes"] = [*changes(earlier), *change]
   write_json(workdir / "config.json", dataclasses.asdict(cfg))
   write_json(workdir / "run.json", run)
   return run
@@ -104,6 +104,13 @@ def _changed(
   return was | {k: earlier[k] for k in SETTING if k in earlier and earlier[k] != run.get(k)}
 
 
+def changes(run: Mapping) -> list[dict[str, Any]]:
+  """What was otherwise up to which step, [{"step", "was": {key: value}}]; what makes no sense is left out."""
+  found = run.get("changes", [])
+  is_one = lambda c: isinstance(c.get("step"), int) and isinstance(c.get("was"), dict)
+  return [change for change in found if isinstance(change, dict) and is_one(change)]
+
+
 def was_at(run: Mapping, step: int, key: str, now: Any) -> Any:
   """What a setting of a run was in the stretch of training that `step` belongs to.
 
@@ -112,7 +119,7 @@ def was_at(run: Mapping, step: int, key: str, now: Any) -> Any:
     key: of `changes` there.
     now: what it is in the last stretch.
   """
-  later = (c["was"][key] for c in run.get("changes", []) if c["step"] >= step and key in c["was"])
+  later = (c["was"][key] for c in changes(run) if c["step"] >= step and key in c["was"])
   return next(later, now)
 
 
