@@ -55,6 +55,8 @@ def get_config() -> ConfigDict:
   data.drop_duplicates = False  # drop documents whose text has been seen before
   data.min_chars = 0  # shorter documents are dropped
   data.max_chars = None  # longer documents are dropped; None = no limit
+  data.quality = None  # rules by which web text is kept (lm/data/quality.py): gopher | c4
+  data.near_duplicates = None  # drop documents this similar to an earlier one, Jaccard: 0.8
   data.strip_html = False  # take out tags, comments and scripts, and turn entities into characters
   data.mask_urls = False  # write <url> for web addresses
   data.mask_emails = False  # write <email> for e-mail addresses

@@ -99,6 +99,8 @@ class DataConfig:
   drop_duplicates: bool
   min_chars: int = field("[0, inf)", "0")
   max_chars: int | None = field("[1, inf)", "100000")
+  quality: str | None = field(choices=("gopher", "c4"), neutral=None)
+  near_duplicates: float | None = field("(0, 1]", "0.8", neutral=None)
   tokenizer: str
   tokenizer_path: str | None
   vocab_size: int = field("[257, 2147483647]", "2048")

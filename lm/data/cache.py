@@ -23,12 +23,15 @@ from lm.data.store import TokenStore, open_store, write_store
 
 FORMAT = 2  # of the cache; a change makes every corpus be built anew
 CLEANING = (*cleaning.KEYS, "drop_duplicates", "min_chars", "max_chars")
+LATER = cleaning.DOCUMENTS  # keys that came later: they count in a cache's name where they are set
 REASONS = {  # of documents that are left out
   "no_text": "without text",
   "blank": "blank",
   "short": "under data.min_chars",
   "long": "over data.max_chars",
+  "quality": "dropped by data.quality",
   "duplicate": "seen before",
+  "near_duplicate": "nearly the same as one before (data.near_duplicates)",
 }
 SPLIT = ("val_fraction", "val_split")
 
@@ -127,7 +130,8 @@ def open_corpus(cfg: DataConfig, quiet: bool = False) -> Corpus:
       [
         FORMAT,
         [[sources.identity(spec, cfg, side) for side in _sides(spec, cfg)] for spec in cfg.sources],
-        [getattr(cfg, field) for field in CLEANING + SPLIT],
+        [getattr(cfg, field) for field in CLEANING + SPLIT]
+        + [[field, getattr(cfg, field)] for field in LATER if getattr(cfg, field) is not None],
         tokenizer_identity(cfg),
       ]
     )
@@ -199,7 +203,9 @@ def _build_corpus(folder: pathlib.Path, cfg: DataConfig, track: Callable) -> Non
   spool = Spool(folder)
   spool.write(inputs, cfg, track("reading", None))
   held_out = {s for s in range(n_sources) if s + n_sources not in own_val}
-  spool.split(own_val, held_out, cfg)
+  near = cfg.near_duplicates is not None
+  compared = track("comparing documents", len(spool.text)) if near else lambda n_bytes: None
+  spool.split(own_val, held_out, cfg, compared)
   _check_sides(spool, cfg)
 
   n_train_bytes = spool.n_bytes(TRAIN)

@@ -295,6 +295,7 @@ def describe(chats: Chats) -> dict:
 def check_chats(cfg: Config) -> None:
   """ConfigError for settings of running text that conversations do not have."""
   data = cfg.data
+  cleaning.check_no_documents(data, "conversations")
   for key in cleaning.KEYS:
     if getattr(data, key):
       raise ConfigError(

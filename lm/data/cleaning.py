@@ -10,7 +10,9 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
+from lm.config.errors import ConfigError
 from lm.config.schema import DataConfig
+from lm.data.quality import QUALITY
 from lm.data.stemmer import stem
 
 URL, EMAIL = "<url>", "<email>"  # what is written for addresses
@@ -135,6 +137,7 @@ STEPS: dict[str, Callable[[str], str]] = {  # key of data.*, a boolean: the step
   "squeeze_spaces": squeeze_spaces,
 }
 KEYS = ("unicode", *STEPS)  # what `clean` reads
+DOCUMENTS = ("quality", "near_duplicates")  # of corpora of whole documents
 
 
 def clean(text: str, cfg: DataConfig) -> str:
@@ -150,7 +153,7 @@ def clean(text: str, cfg: DataConfig) -> str:
 def cleaned(
   documents: Iterable[str | None], cfg: DataConfig, counts: Counter[str]
 ) -> Iterator[str]:
-  """Cleaned documents, less the blank ones and those outside [min_chars, max_chars].
+  """Cleaned documents, less the blank ones, those outside [min_chars, max_chars] and what data.quality drops.
 
   `counts` is told how many were read, and how many dropped for which reason; None is a record without
   text. Duplicates are dropped later (lm/data/spool.py), where all documents of a corpus are known.
@@ -167,5 +170,18 @@ def cleaned(
       counts["short"] += 1
     elif cfg.max_chars is not None and len(text) > cfg.max_chars:
       counts["long"] += 1
-    else:
+    elif cfg.quality is None:
       yield text
+    elif (kept := QUALITY[cfg.quality](text)) is None:
+      counts["quality"] += 1
+    else:
+      yield kept
+
+
+def check_no_documents(cfg: DataConfig, what: str) -> None:
+  """ConfigError for what is done to corpora of documents and not to these records."""
+  for key in DOCUMENTS:
+    if getattr(cfg, key) is not None:
+      raise ConfigError(
+        f"data.{key}={getattr(cfg, key)}: {what} are no documents of running text; use None"
+      )

@@ -424,6 +424,7 @@ def mean_labelled(data: Labelled, cfg: Config) -> float:
 def check_labelled(cfg: Config) -> None:
   """ConfigError where fields are not named, and for data keys that labelled texts do not read."""
   data, k = cfg.data, 1 if cfg.data.pair_field is None else 2
+  cleaning.check_no_documents(data, "labelled texts")
   if data.label_field is None:
     raise ConfigError(
       f"data.label_field=None: objective.name={cfg.objective.name} needs labels; name the field or column "

@@ -470,6 +470,7 @@ def mean_units(corpus: PairCorpus, cfg: Config) -> float:
 
 def check_pairs(cfg: Config) -> None:
   """ConfigError for settings of documents that pairs do not have, and a model without a source."""
+  cleaning.check_no_documents(cfg.data, "pairs")
   if not hasattr(cfg.model, "target_len"):
     raise ConfigError(
       f"model.family={cfg.model.family}: reads no pairs of source and target; use encoder_decoder or t5"

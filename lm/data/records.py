@@ -19,7 +19,7 @@ import numpy as np
 
 from lm.config.errors import ConfigError, number_of
 from lm.config.schema import Config, DataConfig, neutral_values
-from lm.data import folders, order, sources, tokenizers
+from lm.data import cleaning, folders, order, sources, tokenizers
 from lm.data.cache import CLEANING, SPLIT, check_unchanged, tokenizer_identity
 from lm.data.sources.digest import hash_of
 from lm.data.tokenizers import Tokenizer
@@ -231,6 +231,7 @@ def describe_records(data: Records) -> dict[str, Any]:
 def check_plain(cfg: Config, what: str) -> None:
   """ConfigError for what may be done to documents or labelled texts but not to these records."""
   data = cfg.data
+  cleaning.check_no_documents(data, what)
   if data.weights:
     raise ConfigError(f"data.weights: sources of {what} are not weighted; use ()")
   neutral = neutral_values(DataConfig)

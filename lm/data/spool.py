@@ -16,6 +16,7 @@ import numpy as np
 
 from lm.config.schema import DataConfig
 from lm.data import cleaning
+from lm.data.near_duplicates import repeats
 
 TRAIN, VAL = 1, 2  # sides of the split, bits: the document that a tail split cuts is on both
 RECORD = np.dtype([("end", "<i8"), ("chars", "<i8"), ("hash", "<u8"), ("source", "<i4")])
@@ -54,11 +55,20 @@ class Spool:
       self.text = np.memmap(self.folder / "text.bin", np.uint8, "r").view(np.ndarray)
       self.docs = np.memmap(self.folder / "docs.bin", RECORD, "r").view(np.ndarray)
 
-  def split(self, val_sources: set[int], held_out: set[int], cfg: DataConfig) -> None:
+  def split(
+    self,
+    val_sources: set[int],
+    held_out: set[int],
+    cfg: DataConfig,
+    advance: Callable = lambda n_bytes: None,
+  ) -> None:
     """Puts every document on a side: `val_sources` are validation, a part of `held_out` is too.
 
     By documents: those with hash / 2^64 < val_fraction, so that other documents change nothing.
     By tail: the last val_fraction of each source's characters.
+
+    Args:
+      advance: told of the bytes of each document that is compared with those before it.
     """
     n = len(self.docs)
     if n:
@@ -81,9 +91,28 @@ class Spool:
       repeated[first] = False
       self.sides[repeated] = 0
       self.counts["duplicate"] = int(repeated.sum())
+    if cfg.near_duplicates is not None:
+      self._drop_near(cfg.near_duplicates, advance)
     if cfg.val_split == "tail":
       for source in held_out:
         self._cut_tail(source, cfg.val_fraction)
+
+  def _drop_near(self, threshold: float, advance: Callable) -> None:
+    numbers = np.flatnonzero(self.sides).tolist()
+
+    def text_of(index: int) -> str:
+      start, stop = self._span(numbers[index], TRAIN)
+      return self.text[start:stop].tobytes().decode()
+
+    def texts() -> Iterator[str]:
+      for index, number in enumerate(numbers):
+        yield text_of(index)
+        advance(self.size(number, TRAIN))
+
+    for number, again in zip(numbers, repeats(texts(), text_of, threshold), strict=True):
+      if again:
+        self.sides[number] = 0
+        self.counts["near_duplicate"] += 1
 
   def _cut_tail(self, source: int, val_fraction: float) -> None:
     docs = np.flatnonzero((self.docs["source"] == source) & (self.sides > 0))
