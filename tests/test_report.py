@@ -523,6 +523,16 @@ def test_a_report_says_why_there_is_no_law(folder):
   assert "No run is done yet" in path.read_text() and "holds no learning curves" in path.read_text()
 
 
+def test_a_sweep_of_one_budget_is_reported_while_some_of_its_runs_wait(tmp_path):
+  for rate in (1e-3, 3e-3):
+    fake_run(tmp_path / "s" / f"lr={rate:g}", {"optim.peak_lr": rate}, loss=3 + rate)
+  waiting = {"name": "lr=0.01", "status": "waiting", "reason": None}
+  rows = Ledger((*read_ledger(str(tmp_path / "s")), waiting))
+  markup = report.write_report(experiment(), rows, str(tmp_path / "page.html")).read_text()
+  assert "lr=0.01" in markup and "waiting" in markup
+  assert '"optim.peak_lr"' in json.dumps(specs_of(markup)[0])  # the curves' colour
+
+
 def test_one_run_is_enough_for_a_page(folder):
   rows = Ledger(tuple(r for r in read_ledger(str(folder)) if r["name"] == "width=32"))
   markup = report.write_report(experiment(), rows, str(folder / "one.html")).read_text()

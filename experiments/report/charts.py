@@ -336,11 +336,13 @@ def _told_apart(rows: Sequence[Mapping]) -> tuple[list[dict], alt.Color]:
   them, seeds aside.
   """
   budgets = {_rounded(float(r["flops"])) for r in rows if r.get("flops")}
-  ledger = Ledger(tuple(dict(r) for r in rows))
-  varied = [k for k in ledger.varied() if k not in SEEDS] if len(budgets) < 2 else []
+  begun = Ledger(
+    tuple(dict(r) for r in rows if r.get("status") != "waiting")
+  )  # the others have no config
+  varied = [k for k in begun.varied() if k not in SEEDS] if len(budgets) < 2 else []
   if not varied:
-    return list(ledger), by_compute([r.get("flops") for r in rows])
-  key = max(varied, key=lambda k: len({_word(r, k) for r in rows}))
+    return [dict(r) for r in rows], by_compute([r.get("flops") for r in rows])
+  key = max(varied, key=lambda k: len({_word(r, k) for r in begun}))
   shown = [{**r, "setting": _word(r, key)} for r in rows]
   order = sorted({r["setting"] for r in shown}, key=natural)
   scale = alt.Scale(domain=order, range=compute_colors(len(order)))
@@ -505,7 +507,7 @@ def _least(points: Sequence[Mapping], judge: Judge) -> dict:
 
 
 def _word(row: Mapping, key: str | None) -> str:
-  return "" if key is None else str(row[key])
+  return "" if key is None else str(row.get(key, ""))
 
 
 def overlay(
