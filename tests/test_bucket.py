@@ -9,6 +9,8 @@ import fsspec
 import pytest
 
 import train
+from experiments.commands import command_line as cli
+from experiments.commands import which
 from lm import addresses, evaluate, generate
 from lm.config.errors import ConfigError
 from lm.data import cache
@@ -146,6 +148,32 @@ def test_a_token_cache_in_a_bucket_is_built_once_and_fetched_elsewhere(
 def resolve_data(**changes):
   changes = {"sources": ("synthetic:markov-4-s1-n50",), **changes}
   return dataclasses.replace(load_config("configs/smoke.py", {}).data, **changes)
+
+
+def test_a_sweep_trained_here_has_its_runs_and_its_words_in_a_bucket(memory, capsys):
+  def experiments(*words):
+    options = cli.make_parser("about").parse_args([*words, "--root", "memory://b/sweeps"])
+    return options.act(options) or 0
+
+  sweep = ["run", "--config", "configs/smoke.py", "--grid", "seed=0,1", "--save_as", "seeds"]
+  sweep += [w for k, v in TINY.items() for w in ("--set", f"{k}={v}")]
+  assert experiments(*sweep, "--dry_run") == 0
+  said = capsys.readouterr().out
+  assert "--workdir memory://b/sweeps/seeds/seed=1 " in said
+  for words, why in {
+    ("--on", "stacked"): r"^root=memory://b/sweeps: runs of --on stacked lie on this machine; ",
+    ("--halving", "2:2"): r"^halving=\.\.\.: hands files from run to run, which lie in a bucket ",
+  }.items():
+    with pytest.raises(ConfigError, match=why):
+      experiments(*sweep, *words)
+  which.save_sweep("memory://b/sweeps/seeds", cli.make_parser("x").parse_args(sweep))
+  assert memory.exists("/b/sweeps/seeds/sweep.json")
+  experiments("status", "seeds", "--json")
+  names = [row["name"] for row in json.loads(capsys.readouterr().out)]
+  assert names == ["seed=0", "seed=1"]
+  lost = [*sweep[:4], "seed=0", *sweep[5:]]
+  with pytest.raises(ConfigError, match=r"^save_as=seeds: the sweep of that name has runs that "):
+    which.save_sweep("memory://b/sweeps/seeds", cli.make_parser("x").parse_args(lost))
 
 
 def test_what_a_file_system_warns_of_at_every_file_is_said_once(memory, caplog):

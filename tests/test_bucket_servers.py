@@ -120,7 +120,9 @@ def test_a_run_on_s3_is_trained_resumed_scored_listed_and_compared(s3, tmp_path,
 
 
 @pytest.mark.slow
-def test_an_experiments_runs_on_s3_are_listed_and_reported(s3, capsys):
+def test_an_experiments_runs_on_s3_are_listed_reported_and_trained(
+  s3, tmp_path, monkeypatch, capsys
+):
   root, of = f"s3://{BUCKET}/sweep", ["--config", "configs/smoke.py", "--save_as", "seeds"]
   of += ["--grid", "seed=0,1", *(w for k, v in TINY.items() for w in ("--set", f"{k}={v}"))]
   assert start(f"{root}/seeds/seed=0") == 0
@@ -132,8 +134,18 @@ def test_an_experiments_runs_on_s3_are_listed_and_reported(s3, capsys):
   assert capsys.readouterr().out.strip() == f"{root}/seeds/report.html"
   s3.invalidate_cache()
   assert b"seed=1" in s3.cat(f"{root}/seeds/report.html")
-  with pytest.raises(ConfigError, match=r"^root=s3://.*: runs of --on local lie on this machine; "):
-    experiments("run", *of, "--root", root)
+  monkeypatch.chdir(tmp_path)  # where the launcher keeps locks and logs
+  of[1] = str(ROOT / of[1])
+  assert experiments("run", *of, "--root", root, "--workers", "1") == 0
+  said = capsys.readouterr()
+  assert "done seed=1: " in said.err and f"report seeds --root {root}" in said.out
+  assert (tmp_path / "runs" / "seeds" / "local" / "seed=1" / "log.txt").exists()
+  s3.invalidate_cache()
+  assert json.loads(s3.cat(f"{root}/seeds/seed=1/run.json"))["status"] == "done"
+  assert experiments("status", "seeds", "--root", root, "--json") == 0  # by its name from now on
+  assert {row["status"] for row in json.loads(capsys.readouterr().out)} == {"done"}
+  assert experiments("run", "seeds", "--root", root) == 0
+  assert "running" not in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -65,10 +65,12 @@ def race(options) -> int:
     print(line, file=sys.stderr)
   if refused and not options.force:
     raise ConfigError(f"{refused[0]}; or run it all the same with --force")
-  check_root(options)
+  check_root(asked, experiment)
   _save(options, folder, spec)
   code = running.train(asked, experiment, quiet=True)
-  if "://" in options.root:  # an engine has the runs now
+  from experiments.launch import backends
+
+  if backends.find(options.on)[0].remote:  # an engine has the runs now
     return code
   rows = rows_of(experiment, options.root)
   for row in rows if code else ():

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from experiments.commands.printing import print_json, print_runs
 from experiments.commands.which import (
   check_root,
+  folder_here,
   folder_of,
   rows_of,
   save_sweep,
@@ -14,9 +15,11 @@ from experiments.commands.which import (
   select_begun,
   words_for,
 )
+from experiments.ledger.rows import read_row
 from experiments.report import tables
 from experiments.sweep import halving as halvings
 from experiments.sweep import sweep
+from lm.addresses import is_address
 from lm.config.errors import ConfigError, check_within, number_of
 from lm.cost.parameters import run_counts
 from lm.runs import rundir
@@ -110,7 +113,9 @@ def train(options, experiment: sweep.Experiment, quiet: bool = False) -> int:
   from experiments.report import live
 
   _check_workers(options)
-  folder = folder_of(options, experiment)
+  check_root(options, experiment)
+  folder, there = folder_here(options, experiment), f"{options.root.rstrip('/')}/{experiment.name}"
+  where = lambda member: f"{there}/{member.name}" if is_address(there) else str(member.workdir)
   experiment = timed(options, experiment)
   members = sweep.resolve_runs(experiment.runs, folder)
   sweep.check_distinct(members)
@@ -118,7 +123,6 @@ def train(options, experiment: sweep.Experiment, quiet: bool = False) -> int:
     sweep.open_data(member.cfg)  # tokenised once, before many workers ask for it
   if experiment.law and not options.force:
     _refuse_unsound(experiment, members)
-  check_root(options)
   backend = _backend(options, experiment, members)
   if _is_remote(options):
     return _run_remote(options, experiment, members, backend)
@@ -141,11 +145,15 @@ def train(options, experiment: sweep.Experiment, quiet: bool = False) -> int:
     search = Study(experiment, options.optuna, folder, at_once, options.seed, options.dry_run)
     wanted = search.wanted
   if options.dry_run:
-    print(backend.dry_run([m for m in wanted({}) if not rundir.is_done(m.workdir, m.cfg)]))
+    begun = read_row if is_address(there) else None
+    done = lambda m: (
+      begun(where(m))["status"] == "done" if begun else rundir.is_done(m.workdir, m.cfg)
+    )
+    print(backend.dry_run([m for m in wanted({}) if not done(m)]))
     return 0
   if options.config:
-    save_sweep(folder, options)
-  with live.Watch(experiment.name) as watch:
+    save_sweep(there, options)
+  with live.Watch(experiment.name, follows=not is_address(there)) as watch:
     rows, interrupted = loop.launch(
       wanted,
       backend,
@@ -154,6 +162,7 @@ def train(options, experiment: sweep.Experiment, quiet: bool = False) -> int:
       begin,
       wait=not options.detach,
       predict=_prediction(backend, members),
+      where=where,
     )
   in_trial = (
     "WANDB_SWEEP_ID" in os.environ
@@ -254,14 +263,14 @@ def _run_remote(options, experiment: sweep.Experiment, members, backend) -> int:
   if options.dry_run:
     print(backend.dry_run(members))
     return 0
+  if options.config:
+    save_sweep(backend.asked.folder, options)
   rows = cloud.submit_missing(backend.asked, members, backend, options.retry)
   if options.json:
     print_json({"runs": list(rows.values())})
   else:
     print_runs(list(rows.values()))
-    words = (
-      f"{words_for(options, experiment)} --on {options.on}" if options.name else "(same options)"
-    )
+    words = f"{words_for(options, experiment)} --on {options.on}"
     print(f"follow them with: python -m experiments status {words}")
   return int(any(row["status"] not in ("done", "queued", "running") for row in rows.values()))
 

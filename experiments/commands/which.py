@@ -10,9 +10,11 @@ from experiments.ledger import ledger as ledgers
 from experiments.race import judge, recipes
 from experiments.sweep import halving as halvings
 from experiments.sweep import search, sweep
+from lm.addresses import is_address, open_address
 from lm.config.command_line import once
 from lm.config.errors import ConfigError, check_within
 from lm.files import write_json
+from lm.runs import bucket
 
 
 def select(options) -> sweep.Experiment:
@@ -36,14 +38,14 @@ def select(options) -> sweep.Experiment:
   elif not options.name:
     raise ConfigError("name=(none): name an experiment (see list), or give --config and --grid")
   else:
-    saved = pathlib.Path(options.root) / options.name / "sweep.json"
-    if saved.exists() and options.name not in sweep.find_experiments():
+    saved = saved_sweep(options)
+    if saved is not None:
       if options.scale:
         raise ConfigError(
           f"scale={options.scale}: is of an experiment file, and {options.name} is a sweep without one; "
           "leave it out"
         )
-      experiment = _described(_read_sweep(saved), options.name)
+      experiment = _described(saved, options.name)
     else:
       experiment = sweep.load(options.name, options.scale)
   experiment = sweep.with_overrides(experiment, changes)
@@ -69,20 +71,36 @@ def save_race(folder: pathlib.Path, spec: dict) -> None:
 
 def read_race(folder: pathlib.Path) -> dict | None:
   """The words of the race whose runs lie in a folder; None where there is none."""
-  file = folder / "sweep.json"
-  race = _read_sweep(file).get("race") if file.exists() else None
+  race = (_read_sweep(f"{folder}/sweep.json") or {}).get("race")
   return race if isinstance(race, dict) else None
 
 
-def check_root(options) -> None:
+def check_root(options, experiment: sweep.Experiment) -> None:
   """ConfigError where runs are to be trained in a bucket by a back end that keeps them on this machine."""
   from experiments.launch import backends
 
-  if "://" in options.root and not backends.find(options.on)[0].remote:
+  if not is_address(options.root) or backends.find(options.on)[0].remote:
+    return
+  if options.on != "local":
     raise ConfigError(
-      f"root={options.root}: runs of --on {options.on} lie on this machine; use a path, or train them "
-      "elsewhere, as with --on skypilot"
+      f"root={options.root}: runs of --on {options.on} lie on this machine; use a path, or train them with "
+      "--on local, or elsewhere, as with --on skypilot"
     )
+  asked = {"halving": experiment.halving}
+  asked |= {key: getattr(options, key, None) for key in ("branch", "optuna")}
+  for key, value in asked.items():
+    if value:
+      raise ConfigError(
+        f"{key}=...: hands files from run to run, which lie in a bucket with --root {options.root}; "
+        "use a path"
+      )
+
+
+def folder_here(options, experiment: sweep.Experiment) -> pathlib.Path:
+  """Where what a launcher writes beside runs is: with them, or under runs/ where they are in a bucket."""
+  if is_address(options.root):
+    return pathlib.Path("runs") / experiment.name / options.on
+  return folder_of(options, experiment)
 
 
 def folder_of(options, experiment: sweep.Experiment) -> pathlib.Path:
@@ -144,9 +162,7 @@ def sweep_words(options) -> dict[str, Any] | None:
   """The words that describe a sweep, given now or saved under its name; None for an experiment file."""
   if options.config:
     return _sweep_spec(options)
-  saved = pathlib.Path(options.root) / str(options.name) / "sweep.json"
-  if saved.exists() and options.name not in sweep.find_experiments():
-    spec = _read_sweep(saved)
+  if (spec := saved_sweep(options)) is not None:
     if "race" in spec:
       raise ConfigError(
         f"name={options.name}: is a race, which is trained by experiments race or run"
@@ -155,7 +171,7 @@ def sweep_words(options) -> dict[str, Any] | None:
   return None
 
 
-def save_sweep(folder: pathlib.Path, options) -> None:
+def save_sweep(folder: pathlib.Path | str, options) -> None:
   """Writes the words of a sweep beside its runs, so that its name stands for it from now on.
 
   ConfigError where an earlier sweep of that name has runs that this one lacks: a wider grid replaces
@@ -164,34 +180,49 @@ def save_sweep(folder: pathlib.Path, options) -> None:
   _write_spec(folder, _sweep_spec(options))
 
 
-def _write_spec(folder: pathlib.Path, spec: dict) -> None:
-  file = folder / "sweep.json"
-  experiment = _described(spec, folder.name)
-  for row in rows_of(experiment, str(folder.parent)):
+def _write_spec(folder: pathlib.Path | str, spec: dict) -> None:
+  root, _, name = str(folder).rstrip("/").rpartition("/")
+  experiment = _described(spec, name)
+  for row in rows_of(experiment, root or "."):
     if row["status"] == "stale":
       raise ConfigError(
-        f"save_as={folder.name}: {folder / row['name']} was {row['reason']}; choose another name, or "
+        f"save_as={name}: {folder}/{row['name']} was {row['reason']}; choose another name, or "
         "delete that folder"
       )
-  if file.exists():
+  if (before := _read_sweep(f"{folder}/sweep.json")) is not None:
     now = {run.name for run in experiment.runs}
-    lost = [r.name for r in _described(_read_sweep(file), folder.name).runs if r.name not in now]
+    lost = [r.name for r in _described(before, name).runs if r.name not in now]
     if lost:
       raise ConfigError(
-        f"save_as={folder.name}: the sweep of that name has runs that this one lacks ({lost[0]}); "
-        f"choose another name, or delete {file}"
+        f"save_as={name}: the sweep of that name has runs that this one lacks ({lost[0]}); "
+        f"choose another name, or delete {folder}/sweep.json"
       )
-  folder.mkdir(parents=True, exist_ok=True)
-  write_json(file, spec)
+  if not is_address(str(folder)):
+    pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+  with bucket.written("root", f"{folder}/sweep.json") as file:
+    write_json(file, spec)
 
 
-def _read_sweep(file: pathlib.Path) -> dict[str, object]:
+def _read_sweep(file: str) -> dict[str, Any] | None:
+  """The words in a sweep.json, at a path or an address; None where there is none."""
+  with bucket.readable("root", file):
+    fs, path = open_address("root", file)
+    if not fs.exists(path):
+      return None
+    text = fs.cat_file(path)
   try:
-    return json.loads(file.read_text(encoding="utf-8"))
+    return json.loads(text.decode("utf-8"))
   except ValueError:
     raise ConfigError(
       f"sweep={file}: is damaged, not JSON; delete it and describe the sweep again with --config"
     ) from None
+
+
+def saved_sweep(options) -> dict[str, Any] | None:
+  """The words that were saved under the name that is asked for, where no experiment file has it; or None."""
+  if not options.name or options.name in sweep.find_experiments():
+    return None
+  return _read_sweep(f"{options.root.rstrip('/')}/{options.name}/sweep.json")
 
 
 def _pairs(texts: list[str]) -> dict[str, str]:

@@ -151,9 +151,12 @@ def train_command(
   return (python, script, "--config", spec, "--workdir", workdir or str(member.workdir), *words)
 
 
-def local_jobs(members: Sequence[Member], settings: Mapping[str, object]) -> list[Job]:
-  """A job a run."""
-  return [Job((m,), train_command(m, settings), m.workdir / "log.txt") for m in members]
+def local_jobs(
+  members: Sequence[Member], settings: Mapping[str, object], folder: str | None = None
+) -> list[Job]:
+  """A job a run; in a folder with an address (gs://, s3://), where one is given."""
+  at = lambda m: f"{folder}/{m.name}" if folder else None
+  return [Job((m,), train_command(m, settings, at(m)), m.workdir / "log.txt") for m in members]
 
 
 def as_text(value: object) -> str:

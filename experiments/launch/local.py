@@ -16,6 +16,7 @@ from experiments.launch.jobs import Asked, Job, State, Ticket
 from experiments.launch.locks import Lock
 from experiments.launch.slots import Slot, find_devices, make_slots
 from experiments.sweep.sweep import Member, devices_needed
+from lm.addresses import is_address
 from lm.config.errors import number_of
 from lm.devices.host import with_large_pages
 
@@ -78,7 +79,8 @@ def make(asked: Asked, members: Sequence[Member]) -> Local:
   """A process a run."""
   needed = max(devices_needed(m.asked) for m in members)
   slots = make_slots(find_devices(), asked.workers, needed)[: len(members)]
-  return Local(slots, lambda some: jobs_.local_jobs(some, asked.settings))
+  there = asked.folder if is_address(asked.folder) else None
+  return Local(slots, lambda some: jobs_.local_jobs(some, asked.settings, there))
 
 
 def start_process(job: Job, slot: Slot, locks: Sequence[int] = ()) -> subprocess.Popen:

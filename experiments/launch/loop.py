@@ -43,6 +43,7 @@ def launch(
   begin: Callable[[Member], None] = lambda member: None,
   wait: bool = True,
   predict: Callable[[Member], float | None] = lambda member: None,
+  where: Callable[[Member], str] = lambda member: str(member.workdir),
 ) -> tuple[dict[str, dict], bool]:
   """Trains until nothing is wanted that is not done, failed, unreadable or already tried.
 
@@ -55,6 +56,7 @@ def launch(
     begin: called with a run that is about to start, its lock held: may put a checkpoint there.
     wait: until all have ended; if not, until there is no room for another job.
     predict: the seconds that a run should take, where a back end does not know; None = unknown.
+    where: a run's directory, path or URL; what the launcher itself writes is in member.workdir.
 
   Returns:
     ({name: row} of every run, whether it was interrupted). Jobs of a back end that does not stay with
@@ -69,19 +71,19 @@ def launch(
   known: dict[str, Member] = {}
   with _Interrupt(backend, working) as interrupt:
     while True:
-      _collect(backend, working, rows)
+      _collect(backend, working, rows, where)
       members = wanted(rows)
       while new := [m for m in members if m.name not in known]:
         for member in new:
           known[member.name] = member
-          rows[member.name] = read_row(str(member.workdir), member.name)
+          rows[member.name] = read_row(where(member), member.name)
           if rows[member.name]["status"] != "unreadable":
             check_same_run(member.workdir, member.cfg)
         members = wanted(rows)  # what has been done before may ask for more
       todo = [m for m in members if _startable(m, rows, tried, retry)]
       elsewhere = []
       if backend.room(len(working)) > 0 and not interrupt.count:
-        elsewhere = _start(todo, backend, working, tried, rows, begin, predict)
+        elsewhere = _start(todo, backend, working, tried, rows, begin, predict, where)
       watch(list(known.values()), rows, working, interrupt.count > 0)
       if not working and not elsewhere:
         return rows, interrupt.count > 0
@@ -90,14 +92,16 @@ def launch(
       time.sleep(backend.every)
 
 
-def _collect(backend: BackEnd, working: list[Working], rows: dict[str, dict]) -> None:
+def _collect(
+  backend: BackEnd, working: list[Working], rows: dict[str, dict], where: Callable[[Member], str]
+) -> None:
   """Takes jobs that have ended out of `working`, and their runs' ends into `rows`."""
   states = backend.poll([w.ticket for w in working])
   for work, state in zip(list(working), states, strict=True):
     work.queued = state.status == "queued"
     if state.status == "ended":
       working.remove(work)
-      rows.update({m.name: _after(m, work.job, state) for m in work.job.members})
+      rows.update({m.name: _after(m, work.job, state, where(m)) for m in work.job.members})
     elif not backend.stays:
       status = "queued" if work.queued else "running"
       rows.update({m.name: {**rows[m.name], "status": status} for m in work.job.members})
@@ -110,14 +114,14 @@ def _startable(member: Member, rows: Mapping[str, dict], tried: set[str], retry:
   return status != "failed" or retry
 
 
-def _start(todo, backend, working, tried, rows, begin, predict) -> list[Member]:
+def _start(todo, backend, working, tried, rows, begin, predict, where) -> list[Member]:
   """Fills the room there is; returns the runs that another process is training."""
   elsewhere, mine, found = [], [], {}
   for member in todo:
     lock = locks.take(member.workdir)
     if lock is None:
       elsewhere.append(member)
-      rows[member.name] = {**read_row(str(member.workdir), member.name), "status": "running"}
+      rows[member.name] = {**read_row(where(member), member.name), "status": "running"}
       continue
     try:
       ticket = backends.live_ticket(member.workdir)
@@ -132,7 +136,7 @@ def _start(todo, backend, working, tried, rows, begin, predict) -> list[Member]:
         elsewhere.append(member)
         rows[member.name] = {**rows[member.name], "status": "running"}
       continue
-    fresh = read_row(str(member.workdir), member.name)  # another launcher may have ended it
+    fresh = read_row(where(member), member.name)  # another launcher may have ended it
     rows[member.name] = fresh
     if fresh["status"] not in ("done", "unreadable"):
       mine.append(member)
@@ -184,9 +188,9 @@ def _submit(
   return [Working(job, ticket) for job, ticket in zip(free, tickets, strict=True)]
 
 
-def _after(member: Member, job: Job, state: State) -> dict:
+def _after(member: Member, job: Job, state: State, where: str) -> dict:
   """The row of a run whose job has ended; launch.json says what train.py could not."""
-  row = read_row(str(member.workdir), member.name)
+  row = read_row(where, member.name)
   if row["status"] in ENDED or row["status"] == "unreadable":
     return row
   code = state.code

@@ -33,9 +33,11 @@ class Watch:
   Args:
     title: shown above the table.
     stream: where to write; a terminal gets the live table.
+    follows: the records of runs are on this machine; if not, it is shown only which runs are at work.
   """
 
-  def __init__(self, title: str, stream=None):
+  def __init__(self, title: str, stream=None, follows: bool = True):
+    self._follows = follows
     self._title, self._stream = title, stream or sys.stderr
     self._born = self._last = time.monotonic()
     self._seen: dict[str, str] = {}
@@ -165,7 +167,8 @@ class Watch:
     entries = []
     for member in ranked:
       row, working = rows[member.name], member.name in now
-      status = "compiling" if working and not progress_of(member.workdir) else row["status"]
+      compiling = working and self._follows and not progress_of(member.workdir)
+      status = "compiling" if compiling else row["status"]
       cells = _live_cells(*now[member.name]) if working else _ended_cells(member, row)
       values = dict(zip(LIVE_COLUMNS, (member.name, status, *cells), strict=True))
       entries.append({k: v or None for k, v in values.items()})
