@@ -1,8 +1,9 @@
 """Does adversarial training write better sentences than maximum likelihood? The language's oracle judges.
 
 Three runs of configs/gan.py on one oracle: maximum likelihood for as long as the GAN's first phase (before),
-the GAN, and maximum likelihood for as long as all of the GAN. With `--rates` there is a GAN for each: it
-starts from `before` and plays at that rate of the generator, while the critic keeps its own. Of each run,
+the GAN, and maximum likelihood for as long as all of the GAN. With `--rates` there are two for each, which
+start from `before`: a GAN that plays at that rate of the generator, while the critic keeps its own, and as
+many steps of maximum likelihood at that rate, as a smaller rate alone may help. Of each run,
 `--samples` sentences are drawn at several temperatures, as a model can trade quality for variety by its
 temperature alone (Caccia et al. 2020, arXiv:1811.02549): quality is the oracle's NLL of them (nats a
 character; that of real sentences stands below the table), variety the NLL of held-out real sentences under
@@ -48,7 +49,8 @@ def main(argv: list[str]) -> int:
   settings = {"before": {"train.steps": first, "objective.likelihood_steps": first}}
   if options.rates:
     for text in options.rates.split(","):
-      settings[f"gan-{text}"] = from_likelihood(cfg, float(text), workdir_of("before"))
+      gan = settings[f"gan-{text}"] = from_likelihood(cfg, float(text), workdir_of("before"))
+      settings[f"likelihood-{text}"] = gan | {"objective.likelihood_steps": gan["train.steps"]}
   else:
     settings["gan"] = {}
   settings["likelihood"] = {"objective.likelihood_steps": whole}
@@ -62,12 +64,12 @@ def main(argv: list[str]) -> int:
     before = first if "train.init_from" in changes else 0
     rows.append(row(kind, workdir_of(kind), name, options.samples, before))
   real = oracle.nll(name, list(oracle.read(f"{name}-n{options.samples}", spec))).mean()
-  print(f"\n{'':12} {'steps':>6} {'held-out':>9} {'distinct-2':>10}  oracle's NLL at temperature")
-  print(" " * 42 + "".join(f"{t:8}" for t in TEMPERATURES))
+  print(f"\n{'':16} {'steps':>6} {'held-out':>9} {'distinct-2':>10}  oracle's NLL at temperature")
+  print(" " * 46 + "".join(f"{t:8}" for t in TEMPERATURES))
   for each in rows:
     scores = "".join(f"{score:8.3f}" for score in each["oracle_nll"])
     print(
-      f"{each['kind']:12} {each['steps']:6} {each['held_out']:9.4f} {each['distinct']:10.3f}  {scores}"
+      f"{each['kind']:16} {each['steps']:6} {each['held_out']:9.4f} {each['distinct']:10.3f}  {scores}"
       + f"  {each['impossible']:.1%} left out" * (each["impossible"] > 0)
     )
   print(f"real sentences {real:.3f} nats a character")
