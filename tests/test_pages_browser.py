@@ -170,6 +170,31 @@ def test_a_table_that_carries_no_law_is_refused_in_one_line(tmp_path):
     foreign.write_wandb_report(str(tmp_path), str(tmp_path / "p.html"), {})
 
 
+def wandb_row(n, d):
+  loss = 1.7 + 400 / n**0.34 + 410 / d**0.28
+  return {"state": "finished", "n_params": n, "progress/tokens": d, "eval/val/loss": loss}
+
+
+@pytest.mark.slow
+def test_a_page_of_wandb_runs_says_where_they_are_from_not_the_file_between(
+  quick, tmp_path, monkeypatch
+):
+  rows = [wandb_row(n, d) for n in (1e6, 3e6, 1e7, 3e7) for d in (1e8, 3e8, 1e9)]
+  monkeypatch.setattr(foreign, "read_offline", lambda folder: rows)
+  path = foreign.write_wandb_report("logs/wandb", str(tmp_path / "p.html"), {}, n_boot=5)
+  said = path.read_text()
+  assert "What was read from Weights &amp; Biases, logs/wandb: 12 runs" in said
+  assert "runs.csv" not in said
+
+
+def test_what_is_wrong_with_wandb_runs_is_said_of_their_folder(tmp_path, monkeypatch):
+  monkeypatch.setattr(foreign, "read_offline", lambda folder: [wandb_row(1e6, 1e8)])
+  with pytest.raises(ConfigError) as error:
+    foreign.write_wandb_report("logs/wandb", str(tmp_path / "p.html"), {}, n_boot=0)
+  assert str(error.value).startswith("wandb_offline=logs/wandb: "), error.value
+  assert "runs.csv" not in str(error.value)
+
+
 def test_offline_wandb_runs_are_rows(tmp_path, monkeypatch):
   import wandb
 

@@ -58,6 +58,7 @@ def write_csv_report(
   decimal: str | None = None,
   law: str = "chinchilla",
   counts: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+  origin: str | None = None,
   **settings,
 ) -> pathlib.Path:
   """Writes a page on the runs of a table, as `fit` does for text; returns the page's path.
@@ -73,6 +74,7 @@ def write_csv_report(
     decimal: "point" or "comma", where the columns do not show it.
     law: a key of experiments.laws.LAWS or a formula; "isoflop" for slices alone.
     counts: further ways to count, as laws.refit_under takes them.
+    origin: where the runs are from, as the page says it; the file if None.
     settings: as `fits.settings` gives them; of slices, of the law, or of both.
 
   Raises:
@@ -96,7 +98,7 @@ def write_csv_report(
     experiment = Experiment(title, "", (), claims=tuple(c for c in CLAIMS if c.what in results))
     report._findings(page, experiment, results, None)
     page.section("The table")
-    _table_section(page, table, path)
+    _table_section(page, table, origin or path)
     report_laws.add_sections(page, results)
     link = law_page.write_law_page(law_page.points_of(results), page_path, title)
     if link:
@@ -104,7 +106,9 @@ def write_csv_report(
     page.section("How to reproduce this page")
     page.code([report._command(sys.argv)])
     if style:
-      paper.write_kit(page, page_path, style, _methods(table, results, reasons, path))
+      paper.write_kit(
+        page, page_path, style, _methods(table, results, reasons, origin or pathlib.Path(path).name)
+      )
     head = (
       f'<header class="title"><div class="kind">Runs of others</div><h1>{escape(title)}</h1>'
       f"<p>{number_of(len(table), 'run')} · {time.strftime('%d %B %Y')}</p></header>"
@@ -183,14 +187,14 @@ def _table_section(page: Page, table, path: str) -> None:
     )
 
 
-def _methods(table, results, reasons, path) -> dict[str, list[str]]:
+def _methods(table, results, reasons, origin) -> dict[str, list[str]]:
   left = {}
   for _, why in table.skipped:
     left[why] = left.get(why, 0) + 1
   read = [f"{ours} read from {theirs}" for ours, theirs in table.source.items()]
   made = [f"{k}: {report_laws.how(f)}" for k, f in results.items() if report_laws.how(f)]
   return {
-    "Set-up": [f"runs of others, read from {pathlib.Path(path).name}", *table.notes],
+    "Set-up": [f"runs of others, read from {origin}", *table.notes],
     "Counts": [number_of(len(table), "run"), *read],
     "Exclusions": [f"{number_of(n, 'row')}: {why}" for why, n in left.items()] or ["none"],
     "Fits and intervals": made + reasons,
@@ -234,4 +238,12 @@ def write_wandb_report(
     writer.writerows(rows)
     path.write_text(text.getvalue(), encoding="utf-8")
     title = f"{number_of(len(rows), 'run')} of {place}"
-    return write_csv_report(str(path), out, names, where, title=title, **options)
+    try:
+      return write_csv_report(
+        str(path), out, names, where, title=title, origin=f"Weights & Biases, {place}", **options
+      )
+    except ConfigError as error:
+      asked = f"{'wandb' if online else 'wandb_offline'}={place}"
+      raise ConfigError(
+        str(error).replace(f"csv={path}", asked).replace(str(path), place)
+      ) from None
