@@ -5,7 +5,7 @@ import functools
 
 import jax
 
-from lm.models.encoder_decoder import EncoderDecoderConfig
+from lm.models.encoder_decoder_config import EncoderDecoderConfig
 from lm.models.registry import make_model
 from lm.models.t5 import T5Config
 from lm.models.trees import init_params

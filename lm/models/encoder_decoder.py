@@ -14,71 +14,24 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lm.config.errors import ConfigError, check_divisible
-from lm.config.schema import Config, ModelConfig, field
 from lm.devices.sharding import constrain
 from lm.models import layers
 from lm.models.attention.forms import attend, attend_cached, choose_form
 from lm.models.decoder import BATCH, Head, remat_policy
-from lm.models.family import Family, Input, Weight
+from lm.models.encoder_decoder_config import (
+  EncoderDecoderConfig,
+  check_encoder_decoder,
+  resolve_encoder_decoder,
+  split_encoder_decoder,
+)
+from lm.models.encoder_decoder_counts import (
+  encoder_decoder_activations,
+  encoder_decoder_flops,
+  encoder_decoder_weights,
+)
+from lm.models.family import Family, Input
 from lm.models.matmul import matmul
 from lm.models.parameterization import multiplier
-from lm.models.transformer_config import ACTIVATIONS, GATED, PlainLayers, default_mlp_dim
-
-
-@dataclasses.dataclass(frozen=True)
-class EncoderDecoderConfig(PlainLayers, ModelConfig):
-  """`seq_len` is the tokens of a source; both stacks have the same width, heads and MLPs."""
-
-  target_len: int | None = field("[1, inf)", "128")
-  depth: int = field("[1, inf)", "6")
-  decoder_depth: int | None = field("[1, inf)", "6")
-  heads: int = field("[1, inf)", "8")
-  head_dim: int | None = field("[1, inf)", "64")
-  mlp_dim: int | None = field("[1, inf)", "2048")
-  positions: str = field(choices=("sinusoidal", "learned", "none"))
-  norm: str = field(choices=("rmsnorm", "layernorm"))
-  norm_position: str = field(choices=("pre", "post"))
-  norm_eps: float = field("(0, 1)", "1e-6")
-  activation: str = field(choices=ACTIVATIONS)
-  bias: bool = field()
-  tied_embeddings: bool = field()
-  dropout: float = field("[0, 1)", "0.1")
-  init: str = field(choices=("fan_in", "gpt2"))
-  base_head_dim: int | None = field("[1, inf)", "64")
-  scan_layers: bool = field()
-  matmul: str = field(choices=("dtype", "int8"))
-  remat: str = field(choices=("none", "dots", "full"))
-  attention: str = field(choices=("auto", "xla", "einsum", "chunked", "cudnn", "splash"))
-
-  @property
-  def attention_scale(self) -> float | None:
-    """Of query-key products; None = that of the parameterization, 1/sqrt(K)."""
-    return None
-
-  @property
-  def query_init(self) -> float:
-    """Factor of the initial standard deviation of query kernels."""
-    return 1.0
-
-  @property
-  def embed_std(self) -> float:
-    """Initial standard deviation of the embedding."""
-    return layers.init_std(_any(self), "embed", self.width)
-
-  @property
-  def embed_scale(self) -> float:
-    """What embeddings are multiplied by where tokens enter: §3.4, so that they have the size of positions."""
-    return 1 / self.embed_std if self.positions == "sinusoidal" else 1.0
-
-  @property
-  def logit_scale(self) -> float:
-    """What logits are multiplied by, beside the parameterization's."""
-    return 1.0
-
-
-def _any(cfg: Any) -> Any:
-  return cfg
 
 
 class Cache(NamedTuple):
@@ -410,140 +363,13 @@ def _positions(tokens_BL):
   return jnp.arange(tokens_BL.shape[1], dtype=jnp.int32)[None]
 
 
-# --- counts -----------------------------------------------------------------------------------------
-
-
-def encoder_decoder_weights(cfg: Any) -> list[Weight]:
-  """Every weight; a token of a source meets the encoder's, one of a target the decoder's."""
-  width, inner = cfg.width, cfg.heads * cfg.head_dim
-  found = [Weight("embed/embedding", "embed", (cfg.vocab_size, width))]
-
-  def norm(name, copies):
-    found.append(Weight(f"{name}/scale", "vector", (width,), copies, copies))
-    if cfg.norm == "layernorm" and cfg.bias:
-      found.append(Weight(f"{name}/bias", "vector", (width,), copies, copies))
-
-  def linear(name, rows, columns, copies):
-    found.append(Weight(f"{name}/kernel", "hidden", (rows, columns), copies, copies))
-    if cfg.bias:
-      found.append(Weight(f"{name}/bias", "vector", (columns,), copies, copies))
-
-  for stack, depth, length in (
-    ("encoder", cfg.depth, cfg.seq_len),
-    ("decoder", cfg.decoder_depth, cfg.target_len),
-  ):
-    if cfg.positions == "learned":
-      found.append(Weight(f"{stack}/position_embed/embedding", "embed", (length, width)))
-    for part in ("attn", "cross")[: 1 + (stack == "decoder")]:
-      for name in ("q", "k", "v"):
-        linear(f"{stack}/blocks/{part}/{name}", width, inner, depth)
-      linear(f"{stack}/blocks/{part}/out", inner, width, depth)
-      norm(f"{stack}/blocks/{part}_norm", depth)
-    linear(f"{stack}/blocks/mlp/up", width, cfg.mlp_dim, depth)
-    if cfg.activation in GATED:
-      linear(f"{stack}/blocks/mlp/gate", width, cfg.mlp_dim, depth)
-    linear(f"{stack}/blocks/mlp/down", cfg.mlp_dim, width, depth)
-    norm(f"{stack}/blocks/mlp_norm", depth)
-    if cfg.norm_position == "pre":
-      norm(f"{stack}/final_norm", 1)
-  if not cfg.tied_embeddings:
-    found.append(Weight("head/kernel", "readout", (width, cfg.vocab_size)))
-  return found
-
-
-def encoder_decoder_flops(cfg: Any, causal: bool = False) -> float:
-  """Matmul by matmul, of one token of a full row of S source and L target tokens, on average:
-
-      3 (S (2 E + 2 C + 4 S HK n) + L (2 W + 2 D V + 4 (M + S) HK m)) / (S + L)
-
-  with E the entries of the encoder's matrices, C those of the decoder's keys and values of the source, W
-  the decoder's others, n and m the layers, and M = L keys of the target, or (L + 1) / 2 with `causal`.
-  """
-  hidden = [w for w in encoder_decoder_weights(cfg) if w.kind == "hidden"]
-  entries = lambda test: sum(w.size for w in hidden if test(w.name))
-  encoder = entries(lambda name: name.startswith("encoder/"))
-  cross = entries(
-    lambda name: name.startswith(("decoder/blocks/cross/k/", "decoder/blocks/cross/v/"))
-  )
-  decoder = entries(lambda name: name.startswith("decoder/")) - cross
-  source, target, inner = cfg.seq_len, cfg.target_len, cfg.heads * cfg.head_dim
-  keys = (target + 1) / 2 if causal else target
-  total = source * (2 * encoder + 2 * cross + 4 * source * inner * cfg.depth)
-  total += target * (2 * decoder + 2 * cfg.width * cfg.vocab_size)
-  total += target * 4 * (keys + source) * inner * cfg.decoder_depth
-  return 3 * total / (source + target)
-
-
-def encoder_decoder_activations(cfg: Config) -> float:
-  """Estimate of the numbers that the forward pass keeps for the backward pass on each device.
-
-  As lm.models.transformer_counts.decoder_activations for each stack, 4 D + 3 HK more for a token of the
-  target for the attention to the source, and 2 HK for one of the source, of each of the decoder's layers.
-  """
-  model, train, mesh = _any(cfg.model), cfg.train, cfg.mesh
-  width, mlp_dim, inner = model.width, model.mlp_dim, model.heads * model.head_dim
-  mlps = 3 if model.activation in GATED else 2
-  whole = {
-    "none": 8 * width + 3 * inner + mlps * mlp_dim,
-    "dots": 2 * width + 3 * inner + (mlps - 1) * mlp_dim,
-    "full": width,
-  }[model.remat]
-  more = 0 if model.remat == "full" else 4 * width + 3 * inner
-  of_source = model.depth * whole + (
-    0 if model.remat == "full" else model.decoder_depth * 2 * inner
-  )
-  of_target = model.decoder_depth * (whole + more)
-  if model.remat == "none" and model.attention in ("einsum", "xla"):
-    of_source += model.depth * (2 * width + 2 * model.heads * model.seq_len)
-    keys = model.target_len + model.seq_len
-    of_target += model.decoder_depth * (2 * width + 2 * model.heads * keys)
-  logits = 2 * model.vocab_size * (cfg.objective.chunk or model.target_len) / model.target_len
-  working = max(logits, 18 * width + 4 * mlp_dim)
-  rows = train.batch_size / train.accumulate / (mesh.replica * mesh.fsdp * mesh.expert)
-  rows /= mesh.sequence
-  return rows * (model.seq_len * of_source + model.target_len * (of_target + working))
-
-
 # --- the row ----------------------------------------------------------------------------------------
-
-
-def check_encoder_decoder(cfg: Config) -> None:
-  """ConfigError for heads or positions that do not fit together."""
-  model: Any = cfg.model
-  if model.head_dim is None:
-    check_divisible("model.width", model.width, model.heads, "model.heads, as head_dim is None")
-  if model.positions == "sinusoidal" and model.width % 2:
-    raise ConfigError(
-      f"model.width={model.width}: must be even for sinusoidal positions; use {model.width + 1}"
-    )
-
-
-def resolve_encoder_decoder(model: Any, vocab_size: int) -> Any:
-  """Lengths, depths and sizes as numbers."""
-  head_dim = model.head_dim or model.width // model.heads
-  return dataclasses.replace(
-    model,
-    target_len=model.target_len or model.seq_len,
-    decoder_depth=model.decoder_depth or model.depth,
-    head_dim=head_dim,
-    base_head_dim=model.base_head_dim or head_dim,
-    mlp_dim=model.mlp_dim or default_mlp_dim(model.width, model.activation),
-    vocab_size=model.vocab_size or vocab_size,
-  )
-
-
-def split_encoder_decoder(model: Any) -> dict[str, dict[str, int]]:
-  """What each mesh axis must divide."""
-  return {
-    "sequence": {"model.seq_len": model.seq_len, "model.target_len": model.target_len},
-    "fsdp": {"model.width": model.width},
-    "tensor": {f"model.{key}": getattr(model, key) for key in ("heads", "mlp_dim", "vocab_size")},
-  }
 
 
 def make_encoder_decoder(cfg: EncoderDecoderConfig) -> EncoderDecoder:
   """The module of a resolved section; ConfigError for a form of attention that the platform rules out."""
-  choose_form(_any(cfg), masked=True)
+  section: Any = cfg
+  choose_form(section, masked=True)
   return EncoderDecoder(cfg)
 
 

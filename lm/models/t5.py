@@ -21,12 +21,11 @@ from lm.models.attention.forms import choose_form
 from lm.models.encoder_decoder import (
   ENCODER_DECODER,
   EncoderDecoder,
-  EncoderDecoderConfig,
   Stack,
   Table,
-  check_encoder_decoder,
-  encoder_decoder_weights,
 )
+from lm.models.encoder_decoder_config import EncoderDecoderConfig, check_encoder_decoder
+from lm.models.encoder_decoder_counts import encoder_decoder_weights
 from lm.models.family import Weight
 
 
