@@ -58,8 +58,7 @@ class SeedNoise:
     low, high = self.pooled_interval
     text = (
       f"{self.pooled:.4g} [{low:.4g}, {high:.4g}] from "
-      f"{number_of(self.settings, 'setting')}, {self.df:g} degrees "
-      "of freedom"
+      f"{number_of(self.settings, 'setting')}, {self.df:g} degree{'s' * (self.df != 1)} of freedom"
     )
     if self.p_law >= LAW_LEVEL:
       return f"{text}; no trend with size or data (p = {self.p_law:.2g})"
