@@ -15,6 +15,7 @@ from lm.data.tokenizers import ByteTokenizer
 from lm.evaluate import evaluate_run
 from lm.hf.runs import export_run
 from lm.objectives import instruction
+from lm.runs import summary
 from lm.runs.load import load
 from lm.setup.load import load_config
 from lm.setup.resolve import kind_of, resolve
@@ -269,6 +270,7 @@ def test_a_task_asks_by_the_template_and_the_samples_answer(tuned):
   drawn = dataclasses.replace(run.cfg.sample, tokens=8, prompt="say 1", temperature=0.0)
   sample = instruction.make_sampler(dataclasses.replace(run.cfg, sample=drawn), run.tokenizer)
   assert sample(run.params, 0) == run.generate([templates.asks("say 1")], 8, 0.0)[0]
+  assert f"lm.generate --workdir {tuned} --chat --prompt" in summary.show([tuned])
 
 
 @pytest.mark.slow  # a run

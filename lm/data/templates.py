@@ -135,6 +135,11 @@ def folder_of(cfg: Config) -> pathlib.Path:
   return path if path.is_dir() else path.parent
 
 
+def answers_chats(cfg: Config) -> bool:
+  """Whether a run was trained to answer in conversations."""
+  return hasattr(cfg.objective, "template")
+
+
 def template_of_run(workdir: pathlib.Path, cfg: Config) -> Template:
   """The template that a run was trained with, or else the one in the files of its tokenizer.
 

@@ -4,6 +4,7 @@ import pathlib
 import shlex
 from collections.abc import Sequence
 
+from lm.data.templates import answers_chats
 from lm.files import read_jsonl
 from lm.models.registry import family_of
 from lm.objectives.registry import objective_of
@@ -37,7 +38,9 @@ def _show(workdirs: Sequence[pathlib.Path]) -> str:
     )
   samples = read_jsonl(workdir / "samples.jsonl")
   if samples:
-    between = " -> " if family_of(read_config(workdir).model).reads_source else ""
+    cfg = read_config(workdir)
+    apart = family_of(cfg.model).reads_source or answers_chats(cfg)
+    between = " -> " if apart else ""
     shown = between.join(str(samples[-1].get(part, "")) for part in ("prompt", "text"))
     lines += ["", "sample: " + shown.strip(), ""]
   if run["status"] == "done":
@@ -105,7 +108,7 @@ def _next_commands(workdir: pathlib.Path, argv: Sequence[str]) -> list[str]:
     "--workdir",
     f"{workdir}-lr{rate}",
   ]
-  chat = ["--chat"] if hasattr(cfg.objective, "template") else []
+  chat = ["--chat"] if answers_chats(cfg) else []
   generate = ["python", "-m", "lm.generate", "--workdir", str(workdir), *chat, "--prompt"]
   other = ["--data", "python", "--max_tokens", "500000"] if kind_of(cfg).any_text else []
   return [
