@@ -221,7 +221,7 @@ def train(
             mine = take_run(held, index) if stacked else held
             is_best = at_eval and run.judge(step, evals[index])
             if at_eval and sample:
-              run.sample(step, sample(eval_params(mine), step))
+              run.sample(step, sample(objective.in_use(eval_params(mine), mine.extra), step))
             due = at_save or run.stopped_early
             if due or (is_best and run.cfg.checkpoint.best):
               run.save(mine, step, due)

@@ -29,7 +29,7 @@ from lm.models.decoding import Drawn, Sampling, before, draw_texts, make_generat
 from lm.models.registry import family_of
 from lm.runs import bucket, rundir
 from lm.runs.checkpoint import load_params
-from lm.runs.load import load, refuse_router_biases
+from lm.runs.load import load
 from lm.training.compile_cache import keep_compiled
 
 POINTS = 5  # texts of an interpolation, its ends among them
@@ -88,7 +88,6 @@ def main(argv: list[str]) -> int:
       f"workdir={workdir}: model.family={cfg.model.family} does not generate text; score it with "
       "python -m lm.evaluate"
     )
-  refuse_router_biases(cfg, "are not read where text is generated")
   keep_compiled(cfg.data.cache_dir)
   if options.chat:
     templates.template_of_run(workdir, cfg)  # refused before the parameters are read

@@ -208,7 +208,7 @@ NEEDS = {  # what a value needs beside it; a key alone stands for all its values
   "model.shared_experts": {"model.experts": 4},
   "model.router": {"model.experts": 4},
   "model.dispatch": {"model.experts": 4},
-  "objective.router_bias_rate": {"model.experts": 4, "sample.tokens": 0},
+  "objective.router_bias_rate": {"model.experts": 4},
   "model.lora_on": {"model.lora_rank": 2},
   "model.lora_alpha": {"model.lora_rank": 2},
   "model.qk_norm_over": {"model.qk_norm": True},

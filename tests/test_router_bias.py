@@ -11,9 +11,11 @@ from lm import generate
 from lm.compact.__main__ import main as compact
 from lm.config.errors import ConfigError
 from lm.devices.sharding import make_mesh
+from lm.evaluate import evaluate_run
 from lm.hf.runs import export_run
 from lm.models.experts import ROUTING
 from lm.models.registry import make_model
+from lm.models.trees import unstack_layers
 from lm.runs.checkpoint import load_state
 from lm.runs.load import load
 from lm.setup.hparams import make_hparams
@@ -108,27 +110,63 @@ def test_resumed_it_ends_with_the_same_bits(tmp_path):
   assert np.asarray(a["extra"]["bias"]["blocks"]["mlp"]["bias"]).any()
   for field in ("params", "extra"):
     jax.tree.map(np.testing.assert_array_equal, a[field], b[field])
-  # What reads parameters alone would choose other experts.
-  there = ["--workdir", str(whole)]
-  student = {
-    "objective__name": "distillation",
-    "objective__alpha": 0.5,
-    "objective__temperature": 1.0,
-  }
+
+
+@pytest.mark.slow  # a run and three programs
+@pytest.mark.parametrize("scan", [True, False])
+def test_biases_are_read_wherever_a_run_is_used(tmp_path, scan):
+  """Generation, beams, scores and samples choose the experts of evaluation; so does a compacted run."""
+  settings = {key.replace(".", "__"): value for key, value in EXPERTS.items()}
+  settings |= {"objective__router_bias_rate": 0.5, "model__scan_layers": scan, "model__depth": 2}
+  settings |= {"model__width": 32, "optim__peak_lr": 0.1, "sample__tokens": 6}
+  workdir, small = tmp_path / "run", tmp_path / "int8"
+  run(workdir, sample__temperature=0.0, sample__prompt="Re", **settings)
+  used, state = load(workdir, "latest"), load_state(workdir, "latest")[0]
+  bias = state["extra"]["bias"]
+  given = {"params": state["params"], ROUTING: bias if scan else unstack_layers(bias)}
+  logits = jax.jit(used.model.apply)
+  tokens_BL = np.array([used.reads("Returns")], np.int32)
+  without = logits({"params": state["params"]}, tokens_BL)
+  found, wanted = logits({"params": used.params}, tokens_BL), logits(given, tokens_BL)
+  np.testing.assert_array_equal(found, wanted)
+  assert np.abs(wanted - without).max() > 0.01, "the biases decide nothing here"
+
+  t, ids = used.tokenizer, used.reads("Re")
+  for _ in range(6):
+    row_L = np.zeros((1, 16), np.int32)
+    row_L[0, : len(ids)] = ids
+    ids.append(int(logits(given, row_L)[0, len(ids) - 1, : t.vocab_size].argmax()))
+    if ids[-1] == t.eot_id:
+      break
+  text = t.decode([i for i in ids[3:] if i != t.eot_id])
+  assert used.generate(["Re"], tokens=6, temperature=0) == [text]
+  assert used.generate(["Re"], tokens=6, beams=1) == [text]
+  samples = (workdir / "samples.jsonl").read_text().splitlines()
+  assert json.loads(samples[-1])["text"] == text
+
+  (tmp_path / "text.txt").write_text("Returns a mean.")
+  source = f"text:{tmp_path}/text.txt"
+  loss = evaluate_run(workdir, source, "latest")["loss"]
+  row = [t.start_id, *t.encode("Returns a mean."), t.eot_id]
+  log_p_LV = jax.nn.log_softmax(logits({"params": used.params}, np.array([row[:-1]], np.int32))[0])
+  assert loss == pytest.approx(-float(log_p_LV[np.arange(16), row[1:]].mean()), rel=1e-5)
+
+  compact(["--workdir", str(workdir), "--checkpoint", "latest", "--to", str(small), "--bits", "8"])
+  jax.tree.map(np.testing.assert_array_equal, load_state(small)[0]["extra"]["bias"], bias)
+  assert evaluate_run(small, source)["loss"] == pytest.approx(loss, rel=0.05)
+  generate.main(["--workdir", str(small), "--prompt", "Re", "--tokens", "2"])
+  hf, student = tmp_path / "hf", {"objective__name": "distillation", "objective__alpha": 0.5}
+  student |= {"objective__temperature": 1.0, "objective__teacher": workdir}
   for use in (
-    lambda: load(whole),
-    lambda: generate.main([*there, "--prompt", "a"]),
-    lambda: export_run(whole, tmp_path / "hf", "best"),
-    lambda: compact([*there, "--to", str(tmp_path / "int8"), "--bits", "8"]),
-    lambda: run(tmp_path / "student", objective__teacher=whole, **student),
+    lambda: export_run(workdir, hf, "best"),
+    lambda: run(tmp_path / "student", **student),
   ):
-    with pytest.raises(ConfigError, match=r"router_bias_rate=0.01: the biases of this run"):
+    with pytest.raises(ConfigError, match=r"router_bias_rate=0.5: the biases of this run"):
       use()
 
 
 @pytest.mark.parametrize("changes, words", [
   ({"model__experts": None}, "balances experts and there are none; set model.experts or use 0"),
-  ({"sample__tokens": 4}, "the biases are not read where text is generated; set sample.tokens=0"),
 ])  # fmt: skip
 def test_what_makes_no_sense_is_refused(changes, words):
   with pytest.raises(ConfigError, match=f"objective.router_bias_rate=0.01: {words}"):

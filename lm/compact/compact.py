@@ -21,8 +21,7 @@ from lm.models.transformer_config import TransformerConfig, factor_rank
 from lm.models.trees import by_path, nested, stack_layers, unstack_layers
 from lm.objectives.registry import objective_of
 from lm.runs import packed, rundir
-from lm.runs.checkpoint import load_params
-from lm.runs.load import refuse_router_biases
+from lm.runs.checkpoint import load_state, usable_params
 from lm.setup.resolve import kind_of
 from lm.training.compile_cache import keep_compiled
 
@@ -69,7 +68,9 @@ def compact_run(
   if source is not None and not tokens:
     raise ConfigError(f"data={source}: --tokens 0 scores nothing; leave one of the two out")
   keep_compiled(cfg.data.cache_dir)
-  params, step = load_params(workdir, checkpoint)
+  state, step = load_state(workdir, checkpoint)
+  params, applied = usable_params(state), objective_of(cfg.objective).applied
+  extra = by_path({packed.EXTRA: {k: v for k, v in state["extra"].items() if k in applied}})
   if asked.merge:
     params, model = merge_adapters(params, cfg.model)
     cfg = dataclasses.replace(cfg, model=model)
@@ -93,7 +94,7 @@ def compact_run(
         shutil.copytree(workdir / name, made / name)
       elif (workdir / name).is_file():
         shutil.copyfile(workdir / name, made / name)
-    size = packed.write(made, found, step)
+    size = packed.write(made, found | extra, step)
     rundir.close_run(made, run, "done", reason=f"compacted from {workdir}, step {step}")
   after = {"run": str(to), "bytes": size, "zeros": _zeros(plain)}
   after["bits"] = 8 * size / sum(a.size for a in flat.values())
@@ -180,7 +181,6 @@ def _check(cfg: Config, workdir: pathlib.Path, to: pathlib.Path, asked: Asked) -
     raise ConfigError(f"calibrate={asked.calibrate}: is read for inputs alone; add --by inputs")
   for name in ("window", "calibration_tokens"):
     check_within(name, getattr(asked, name), "[1, inf)", "512")
-  refuse_router_biases(cfg, "would be lost")
   adapters = getattr(cfg.model, "lora_rank", None) is not None
   if asked.merge and not adapters:
     raise ConfigError(f"workdir={workdir}: has no adapters to merge; leave --merge out")

@@ -141,7 +141,10 @@ def export_run(
   """
   cfg = rundir.read_config(workdir)
   came = read_json(workdir / rundir.IMPORTED) if (workdir / rundir.IMPORTED).is_file() else {}
-  refuse_router_biases(cfg, "are in no Hugging Face folder")
+  refuse_router_biases(
+    cfg,
+    "have a name in DeepSeek-V3's architecture alone (e_score_correction_bias), whose attention is another",
+  )
   params, _ = load_params(workdir, checkpoint)
   if kind is not None and kind not in (*ARCHITECTURES, *MODELS):
     known = ", ".join([*ARCHITECTURES, *MODELS])

@@ -43,8 +43,9 @@ class Experts(nn.Module):
   model.router = softmax: the k best logits; g is their softmax (Jiang et al. 2024, arXiv:2401.04088
   §2.1). sigmoid: the k best s + bias, s the sigmoids of the logits; g is s over the sum of the k
   (DeepSeek-AI 2024, arXiv:2412.19437 eq. 12-16, without groups of nodes or a scale on g). The bias
-  is no parameter: it is read from the collection ROUTING where it is there (see `update_bias`),
-  and added to probabilities where the router is softmax.
+  is no parameter that an optimizer moves: it is read from the collection ROUTING where it is there
+  (see `update_bias`), else where it lies among the parameters, as `lm.objectives.objective` lays it there
+  for use, and is added to probabilities where the router is softmax.
 
   model.dispatch = capacity: in training an expert has capacity_factor k L / E slots a row; without
   it, and outside training, every token finds a slot. Padding takes none; L counts it, as a capacity
@@ -97,11 +98,12 @@ class Experts(nn.Module):
     """(gates, experts) of every token's choices: [B, L, k] each."""
     k, sigmoid = self.cfg.experts_per_token, self.cfg.router == "sigmoid"
     score_BLE = jax.nn.sigmoid(logits_BLE) if sigmoid else logits_BLE
-    if not self.has_variable(ROUTING, "bias"):
+    where = next((name for name in (ROUTING, "params") if self.has_variable(name, "bias")), None)
+    if where is None:
       top_BLk, chosen_BLk = jax.lax.top_k(score_BLE, k)
     else:
       share_BLE = score_BLE if sigmoid else jax.nn.softmax(logits_BLE, axis=-1)
-      bias_11E = self.get_variable(ROUTING, "bias")[None, None]
+      bias_11E = self.get_variable(where, "bias")[None, None]
       chosen_BLk = jax.lax.top_k(share_BLE + bias_11E, k)[1]
       top_BLk = jnp.take_along_axis(score_BLE, chosen_BLk, axis=-1)
     if sigmoid:

@@ -75,6 +75,17 @@ def unstack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
   return _unstack(params, lambda blocks, i: jax.tree.map(lambda p: p[i], blocks), depths)
 
 
+def with_leaves(params: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+  """Parameters and the leaves of a second tree beside them.
+
+  Args:
+    more: of other names than the parameters; layers stacked, whether or not those of `params` are.
+  """
+  if "blocks" not in params:
+    more = unstack_layers(more)
+  return nested(by_path(params) | by_path(more))
+
+
 def by_path(tree: Tree) -> dict[str, Any]:
   """{"blocks/attn/q/kernel": leaf, ...} of a nested dict."""
   return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}

@@ -53,7 +53,8 @@ def make_loss(model: nn.Module, cfg: Config) -> LossFn:
   """Every position predicts the token after it.
 
   Where the model has experts, their router's losses are added, summed over layers (lm.models.experts).
-  With objective.router_bias_rate their biases come from `extra`, to which training adds the loads.
+  With objective.router_bias_rate their biases come from `extra`, to which training adds the loads; where
+  the model is used by its parameters they lie among these (`Objective.in_use`).
   """
 
   chunk = cfg.objective.chunk
@@ -208,11 +209,6 @@ def check(cfg: Config) -> None:
       f"objective.router_bias_rate={rate}: balances experts and there are none; set model.experts or "
       "use 0"
     )
-  if rate and cfg.sample.tokens:
-    raise ConfigError(
-      f"objective.router_bias_rate={rate}: the biases are not read where text is generated; set "
-      "sample.tokens=0"
-    )
 
 
 def make_sampler(cfg: Config, tokenizer, mesh=None):
@@ -260,6 +256,7 @@ NEXT_TOKEN = Objective(
   check=check,
   init_extra=init_extra,
   extra_axes=extra_axes,
+  applied=("bias",),
   after_step=after_step,
   chance=lambda cfg: {"loss": math.log(cfg.model.vocab_size or 1)},  # known by then
   make_sampler=make_sampler,

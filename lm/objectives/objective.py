@@ -15,6 +15,7 @@ import jax
 from lm.config.hparams import Hparams
 from lm.config.schema import Config, ObjectiveConfig
 from lm.models.family import Weight
+from lm.models.trees import with_leaves
 
 Sums = dict[str, jax.Array]
 Batch = Mapping[str, jax.Array]
@@ -65,6 +66,8 @@ class Objective:
     init_extra: (module, resolved config, params, rows) -> state that is no parameter, for so many rows.
     extra_axes: resolved config -> the same tree with a tuple of logical axes for each array; arrays whose
       first axis is "batch" belong to rows, all others to the run.
+    applied: names in `extra` of trees that lie beside the model's parameters wherever it is used by these
+      alone: see `in_use`. They have paths of their own, and their layers are stacked.
     after_step: (resolved config, extra) -> extra, once the micro-batches of an update are through.
     chance: resolved config -> {name of an evaluation metric: what a guess without knowledge scores}; a run
       that does no better says so in its summary.
@@ -89,11 +92,23 @@ class Objective:
   exact_flops: Callable[[Config, bool], float] | None = None
   init_extra: Callable[[nn.Module, Config, Any, int], Any] = lambda module, cfg, params, rows: {}
   extra_axes: Callable[[Config], Any] = lambda cfg: {}
+  applied: tuple[str, ...] = ()
   after_step: Callable[[Config, Any], Any] = lambda cfg, extra: extra
   chance: Callable[[Config], Mapping[str, float]] = lambda cfg: {}
   grads: Callable[[nn.Module, Config], GradFn] | None = None
   teachers: Callable[[Config], Mapping[str, str]] = lambda cfg: {}
   make_sampler: Callable = lambda cfg, tokenizer, mesh: None
+
+  def in_use(self, params: Any, extra: Any) -> Any:
+    """What a module reads as its parameters where text is generated, scored or looked into.
+
+    Args:
+      params, extra: of a state, saved or in training; `extra` may be empty (an imported run's).
+    """
+    for name in self.applied:
+      if name in extra:
+        params = with_leaves(params, extra[name])
+    return params
 
   @property
   def shown(self) -> str:

@@ -21,6 +21,7 @@ from lm.devices import processes
 from lm.files import read_jsonl
 from lm.models import trees
 from lm.models.registry import make_model
+from lm.objectives.registry import objective_of
 from lm.runs import manifest, packed
 from lm.runs.metrics import watched
 from lm.runs.rundir import check_origin, checkpoint_steps, read_config
@@ -172,10 +173,12 @@ class _Kept:
 def load_params(workdir: pathlib.Path, which: str = "best") -> tuple[Any, int]:
   """(parameters as float32 arrays on the default device, step) of a run, for using the model.
 
-  The moving average is returned where the run kept one. Arguments and errors as of `load_state`.
+  The moving average is returned where the run kept one, and beside the parameters what else its objective
+  has the model read (`Objective.in_use`: the biases of routers). Arguments and errors as of `load_state`.
   """
   state, step = load_state(workdir, which)
-  return usable_params(state), step
+  objective = objective_of(read_config(workdir).objective)
+  return objective.in_use(usable_params(state), state["extra"]), step
 
 
 def _check_shapes(workdir: pathlib.Path, step: int, params: Any) -> None:
@@ -230,7 +233,8 @@ def load_state(workdir: pathlib.Path, which: str = "best") -> tuple[dict[str, An
       raise ConfigError(
         f"workdir={workdir}: no checkpoint {which} (it holds step {step}, compacted); use that"
       )
-    return {"extra": {}, "params": jax.device_put(params, jax.local_devices()[0])}, step
+    extra = params.pop(packed.EXTRA, {})
+    return jax.device_put({"extra": extra, "params": params}, jax.local_devices()[0]), step
   folder = workdir.resolve() / "checkpoints"
   steps = sorted(checkpoint_steps(workdir))
   if which == "best" and steps:

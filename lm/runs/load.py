@@ -25,7 +25,7 @@ class LoadedRun(NamedTuple):
   step: int  # of the checkpoint
   cfg: Config  # resolved
   model: nn.Module
-  params: Any  # float32, on the default device
+  params: Any  # float32, on the default device; the biases of routers among them
   tokenizer: Any
 
   def __repr__(self) -> str:
@@ -94,11 +94,10 @@ def load(workdir: str | pathlib.Path, checkpoint: str = "best") -> LoadedRun:
     checkpoint: "best", "latest" or a step.
 
   Raises:
-    ConfigError: no such run or checkpoint, or a run whose routers have biases that are no parameters.
+    ConfigError: no such run or checkpoint.
   """
   workdir = bucket.local(str(workdir))
   cfg = rundir.read_config(workdir)
-  refuse_router_biases(cfg, "are not read where a model is used by its parameters")
   params, step = load_params(workdir, checkpoint)
   tokenizer = load_tokenizer(workdir / "tokenizer")
   return LoadedRun(workdir, step, cfg, make_model(cfg.model), params, tokenizer)

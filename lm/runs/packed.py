@@ -17,6 +17,7 @@ from lm.config.errors import ConfigError
 from lm.models.trees import nested
 
 FILE = "compact.safetensors"  # of a run directory, in place of checkpoints/
+EXTRA = "extra"  # names under it are of a state's `extra` (Objective.applied)
 
 
 class Coded(NamedTuple):
@@ -51,7 +52,7 @@ def write(folder: pathlib.Path, params: Mapping[str, "np.ndarray | Coded"], step
 
 
 def read(folder: pathlib.Path) -> tuple[dict[str, Any], int]:
-  """(nested float32 parameters, step) of FILE.
+  """(nested float32 parameters, with EXTRA among their names where there is one, step) of FILE.
 
   Raises:
     ConfigError: a file that is none, or cut short.

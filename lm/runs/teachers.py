@@ -47,7 +47,7 @@ def load(
   params, about = {}, {}
   for name, found in teacher.find(names).items():
     refuse_router_biases(
-      rundir.read_config(found.folder), "are no parameters that a student could read"
+      rundir.read_config(found.folder), "are not laid out with the parameters that a student reads"
     )
     weights, step = load_params(found.folder)
     weights = jax.tree.map(np.asarray, weights)

@@ -163,12 +163,11 @@ def make_programs(cfg: Config, mesh: Mesh, stacked: bool = False) -> Programs:
 def extra_of(programs: Programs, saved: Mapping[str, Any]) -> Any:
   """What a saved state keeps beside parameters, on the devices.
 
-  Compacted and imported runs keep nothing; evaluation starts from zeros then, as a run does.
+  Imported runs keep nothing, and compacted ones what their model reads; the rest starts from zeros, as a
+  run does.
   """
-  found = saved["extra"]
-  if not found:
-    found = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), programs.run_shape.extra)
-  return jax.device_put(found, programs.state_sharding.extra)
+  zeros = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), programs.run_shape.extra)
+  return jax.device_put(zeros | saved["extra"], programs.state_sharding.extra)
 
 
 def _in_turn(fn: Callable, mesh: Mesh, stacked: Sequence[bool]) -> Callable:
