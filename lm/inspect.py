@@ -1,12 +1,16 @@
-"""Looks into a trained decoder while it reads a text: one HTML page that needs nothing beside it.
+"""Looks into a decoder or a BERT while it reads a text: one HTML page that needs nothing beside it.
 
 examples:
   python -m lm.inspect --workdir runs/default --text "Returns the mean of an array."
   python -m lm.inspect --workdir runs/default --text "Returns the mean." --out looked.html --json
+  python -m lm.inspect --workdir runs/bert --text "A man sits on a bench."
 
 The page shows, token by token, the loss; what each layer would predict (logit lens: nostalgebraist 2020); the
-attention of every head; the size of the residual stream and of what is added to it; the hidden states in
-their two main directions; and each token's nearest neighbours among the embeddings.
+attention of every head; the experts that are chosen, where there are any; the size of the residual stream and
+of what is added to it; the hidden states in their two main directions; and each token's nearest neighbours
+among the embeddings. BERT guesses each token with that one hidden: the losses add up to the text's
+pseudo-log-likelihood (Salazar et al. 2020, arXiv:1910.14659). An encoder without its head for masked tokens
+has no loss and no lens.
 """
 
 from lm.config import interrupts
@@ -15,25 +19,24 @@ if __name__ == "__main__":
   interrupts.listen()
 
 import base64
-import dataclasses
 import html
+import itertools
 import json
 import struct
 import zlib
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lm.config.command_line import Parser, check_page, reject_unknown, run_main
 from lm.config.errors import ConfigError, number_of
+from lm.data.masked import marks_of
 from lm.files import write_text
-from lm.models.attention.forms import attend
-from lm.models.decoder import Block, Decoder
-from lm.models.layers import Attention, Mlp, has_final_norm, local_layers
-from lm.models.trees import stack_layers, unstack_layers
+from lm.models.bert import Bert
+from lm.models.decoder import Decoder
+from lm.models.inside import Guesses, Inside, bert_guesses, bert_inside, decoder_inside
+from lm.objectives.masked_lm import HEAD
 from lm.runs import bucket
 from lm.runs.load import LoadedRun, load
 
@@ -42,53 +45,59 @@ NEIGHBOURS = 5
 
 
 class Looked(NamedTuple):
-  """What `look` finds; arrays are float32 on the host. L tokens are read, D is the width."""
+  """What `look` finds. L tokens are read, N guessed."""
 
-  tokens: list[str]  # that are read: the start token, then the text's but for the last one
-  targets: list[str]  # the text's
-  loss_L: np.ndarray  # nats
-  lens_p: np.ndarray  # [layers + 1, L]: of the likeliest token after the embedding and each layer
-  lens_top: list[list[str]]  # that token
-  attention: np.ndarray  # [layers, heads, L, L]
-  norms: dict[str, np.ndarray]  # root mean square over the width, median of positions, a layer
-  hidden_LD: np.ndarray  # after the last layer
+  tokens: list[str]  # that are read: a decoder's start token, then the text's but for the last one
+  targets: list[str]  # the text's, which are guessed
+  gaps: list[str]  # what the text has before each of them that is in none: "" or " "
+  inside: Inside
+  guesses: Guesses | None  # None where the run has no head that guesses tokens
+  tops: list[list[str]]  # guesses.top as text: [layers + 1][N]
   neighbours: dict[str, list[tuple[str, float]]]  # of each token: others and their cosine
+  hides: bool  # whether tokens are guessed from both sides, each hidden in turn
 
 
 def look(run: LoadedRun, text: str) -> Looked:
-  """One forward pass over a text, and all that is shown of it.
+  """What a model does with a text.
 
   Raises:
-    ConfigError: no decoder, or a text that is empty, or longer than MOST tokens or the model's context.
+    ConfigError: neither a decoder nor BERT, or a text that is empty, or longer than MOST tokens or the
+      model's context.
   """
   cfg, t = run.cfg.model, run.tokenizer
-  if not isinstance(run.model, Decoder) or cfg.experts or cfg.share_layers:
+  hides = isinstance(run.model, Bert)
+  if not hides and not isinstance(run.model, Decoder):
     raise ConfigError(
-      f"workdir={run.workdir}: is no decoder with layers of its own and dense MLPs; inspect one of these"
+      f"workdir={run.workdir}: model.family={cfg.family} is neither a decoder nor bert; inspect one of these"
     )
-  ids = [t.start_id, *t.encode(text)]
-  most = min(MOST, cfg.seq_len)
-  if not 1 < len(ids) <= most + 1:
+  ids = t.encode(text)
+  most = min(MOST, cfg.seq_len - 2 * hides)
+  if not 1 <= len(ids) <= most:
     raise ConfigError(
-      f"text={text[:40]}: has {number_of(len(ids) - 1, 'token')}, must have 1 to {most}; shorten it"
+      f"text={text[:40]}: has {number_of(len(ids), 'token')}, must have 1 to {most}; shorten it"
     )
-  params = stack_layers(run.params) if not cfg.scan_layers else run.params
-  section = dataclasses.replace(cfg, scan_layers=False, remat="none", dropout=0.0)
-  found = _forward(section, unstack_layers(params), np.array([ids], np.int32))
+  guesses = None
+  if not hides:
+    read = [t.start_id, *ids]
+    inside, guesses = decoder_inside(cfg, run.params, read)
+    read = read[:-1]
+  else:
+    read = [t.start_id, *ids, t.eot_id]
+    inside = bert_inside(cfg, run.params, read)
+    if HEAD in run.params:
+      guesses = bert_guesses(cfg, run.params, run.params[HEAD], read, marks_of(t).mask)
   names = [_shown(run, i) for i in ids]
-  log_p = found["lens"][-1]  # [L, V], after the last layer
-  loss = -log_p[np.arange(len(ids) - 1), ids[1:]]
-  tops = found["lens"].argmax(axis=-1)
+  pairs = [t.decode([int(a), int(b)]) for a, b in itertools.pairwise(ids)]
+  joined = [f"{a} {b}" for a, b in itertools.pairwise(t.decode([int(i)]) for i in ids)]
   return Looked(
-    tokens=names[:-1],
-    targets=names[1:],
-    loss_L=loss,
-    lens_p=np.exp(found["lens"].max(axis=-1)),
-    lens_top=[[_shown(run, i) for i in row] for row in tops],
-    attention=found["attention"],
-    norms=found["norms"],
-    hidden_LD=found["hidden"],
-    neighbours=neighbours(run, ids[1:]),
+    tokens=[_shown(run, i) for i in read],
+    targets=names,
+    gaps=["", *(" " if a == b else "" for a, b in zip(pairs, joined, strict=True))],
+    inside=inside,
+    guesses=guesses,
+    tops=[[_shown(run, i) for i in row] for row in guesses.top] if guesses else [],
+    neighbours=neighbours(run, ids),
+    hides=hides,
   )
 
 
@@ -113,62 +122,15 @@ def main_directions(x_LD: np.ndarray) -> np.ndarray:
   return np.pad(found, ((0, 0), (0, 2 - found.shape[1])))
 
 
-def _forward(section: Any, params: Any, ids_BL: np.ndarray) -> dict[str, Any]:
-  """Residual streams, attention and log-probabilities of a decoder whose layers are apart."""
-  model = Decoder(section)
-  watched = (Block, Attention, Mlp)
-  keep = lambda module, name: (
-    (isinstance(module, watched) or module.name == "dropout") and name == "__call__"
-  )
-  local = local_layers(section) or (True,) * section.depth
-
-  @jax.jit
-  def run(params, tokens_BL):
-    _, kept = model.apply(
-      {"params": params},
-      tokens_BL,
-      method="hidden",
-      capture_intermediates=keep,
-      mutable=["intermediates"],
-    )
-    kept = kept["intermediates"]
-    blocks = [kept[f"block_{i}"] for i in range(section.depth)]
-    first = lambda call: call[0] if isinstance(call, tuple) else call
-    streams = [kept["dropout"]["__call__"][0], *(first(b["__call__"][0]) for b in blocks)]
-    lens: list[Any] = [
-      model.apply(
-        {"params": params},
-        x_BLD,
-        method=lambda m, x: m.logits(m.final_norm(x) if has_final_norm(section) else x),
-      )
-      for x_BLD in streams
-    ]
-    maps = []
-    for block, is_local in zip(blocks, local, strict=True):
-      q_BLHK, k_BLGK = block["attn"]["queries"][0], block["attn"]["keys"][0]
-      B, L, G, _ = k_BLGK.shape
-      eye_BLGL = jnp.broadcast_to(jnp.eye(L, dtype=k_BLGK.dtype)[None, :, None], (B, L, G, L))
-      plain = dataclasses.replace(section, attention="einsum")
-      plain = plain if is_local else dataclasses.replace(plain, window=None)
-      maps.append(attend(q_BLHK, k_BLGK, eye_BLGL, plain)[0].swapaxes(0, 1))  # [H, L, L]
-    rms = lambda x_1LD: jnp.median(jnp.sqrt(jnp.square(x_1LD.astype(jnp.float32)).mean(axis=-1)))
-    norms = {
-      "residual stream": jnp.stack([rms(x) for x in streams]),
-      "attention adds": jnp.stack([rms(first(b["attn"]["__call__"][0])) for b in blocks]),
-      "mlp adds": jnp.stack([rms(b["mlp"]["__call__"][0]) for b in blocks]),
-    }
-    log_p = jnp.stack([jax.nn.log_softmax(x.astype(jnp.float32))[0] for x in lens])
-    return {"lens": log_p, "attention": jnp.stack(maps), "norms": norms, "hidden": streams[-1][0]}
-
-  found = run(params, ids_BL[:, :-1])
-  return jax.tree.map(lambda a: np.asarray(a, np.float32), found)
-
-
 def _shown(run: LoadedRun, token: int) -> str:
   """A token as text; special ones by name, what is no text of its own by number."""
   t = run.tokenizer
   if token in (t.eot_id, t.start_id):
     return str(t.token(int(token)))
+  if (
+    token >= t.vocab_size
+  ):  # a mask that the tokenizer has no name for, or padding of the vocabulary
+    return f"#{int(token)}"
   return t.decode([int(token)]) or f"#{int(token)}"
 
 
@@ -197,37 +159,63 @@ COLOURS = ("#1f6fb2", "#c4622d", "#3c8d40")
 def page(run: LoadedRun, text: str, looked: Looked) -> str:
   """The page as HTML; everything that comes from text, tokens or paths is escaped."""
   e = html.escape
-  n = len(looked.loss_L)
+  n, guesses = len(looked.targets), looked.guesses
+  if guesses is None:
+    mean = "no head for masked tokens, so no loss and no logit lens"
+  else:
+    mean = f"mean loss {guesses.loss_L.mean():.3f} nats a token"
+    mean += ", each hidden in turn" if looked.hides else ""
   about = (
     f"{e(str(run.workdir))}, step {run.step} &middot; {number_of(run.cfg.model.depth, 'layer')}, width "
     f"{run.cfg.model.width}, {number_of(run.cfg.model.heads, 'head')} &middot; "
-    f"{number_of(n, 'token')} &middot; mean loss "
-    f"{looked.loss_L.mean():.3f} nats a token"
+    f"{number_of(n, 'token')} &middot; {mean}"
   )
-  parts = [
-    f"<h1>{e(text[:80])}</h1><p>{about}</p>",
-    _section("Loss", "Darker is more surprising; hover for numbers.", _loss(looked)),
-    _section(
-      "Logit lens",
-      "The likeliest next token if the network ended after a layer; deeper colour is more certain. The last "
-      "row is what follows in the text.",
-      _lens(looked),
-    ),
+  parts = [f"<h1>{e(text[:80])}</h1><p>{about}</p>"]
+  if guesses is not None:
+    hidden = " Each token is hidden in turn and guessed from all others." if looked.hides else ""
+    what = "guess of the hidden token" if looked.hides else "next token"
+    last = "is hidden" if looked.hides else "follows in the text"
+    parts += [
+      _section(
+        "Loss", f"Darker is more surprising; hover for numbers.{hidden}", _loss(looked, guesses)
+      ),
+      _section(
+        "Logit lens",
+        f"The likeliest {what} if the network ended after a layer; deeper colour is more certain. The last "
+        f"row is what {last}.",
+        _lens(looked, guesses),
+      ),
+    ]
+  parts.append(
     _section(
       "Attention",
       "Rows are the tokens that look, columns those that are looked at; black is 1. Rows start at the top.",
       _attention(looked),
-    ),
+    )
+  )
+  if looked.inside.chosen is not None:
+    parts.append(
+      _section(
+        "Experts",
+        "Which experts each token is sent to, and with what weight; shared ones are left out. Deeper colour "
+        "is more weight on the first.",
+        _experts(looked),
+      )
+    )
+  darker = " Darker is worse predicted." if guesses is not None else ""
+  after = " Both are normed after they are added." if looked.hides else ""
+  ends = "marks of the ends are" if looked.hides else "start token is"
+  parts += [
     _section(
       "Norms",
       "Root mean square of the residual stream after each layer, and of what attention and MLP compute; of a "
-      "typical token (the median).",
+      f"typical token (the median).{after}",
       _norms(looked),
     ),
     _section(
       "Hidden states",
-      "After the last layer, along their two directions of largest variance (PCA); the start token is left "
-      "out. Darker is worse predicted.",
+      f"After the last layer, along their two directions of largest variance (PCA); the {ends} left "
+      f"out.{darker}",
       _scatter(looked),
     ),
     _section("Neighbours", "The nearest embeddings of each token, by cosine.", _neighbours(looked)),
@@ -240,32 +228,55 @@ def _section(title: str, about: str, body: str) -> str:
   return f"<section><h2>{title}</h2><p>{about}</p>{body}</section>"
 
 
-def _loss(looked: Looked) -> str:
+def _loss(looked: Looked, guesses: Guesses) -> str:
   spans = []
-  for target, loss, top, p in zip(
-    looked.targets, looked.loss_L, looked.lens_top[-1], looked.lens_p[-1], strict=True
+  for gap, target, loss, top, p in zip(
+    looked.gaps, looked.targets, guesses.loss_L, looked.tops[-1], guesses.top_p[-1], strict=True
   ):
     shade = min(float(loss) / 10, 1.0) * 0.75
     said = f"{loss:.2f} nats, p = {np.exp(-loss):.3g}; likeliest: {top!r} ({p:.2f})"
     spans.append(
-      f'<span style="background:rgba(196,98,45,{shade:.2f})" title="{html.escape(said)}">'
+      f'{gap}<span style="background:rgba(196,98,45,{shade:.2f})" title="{html.escape(said)}">'
       f"{html.escape(target)}</span>"
     )
   return f'<div class="text">{"".join(spans)}</div>'
 
 
-def _lens(looked: Looked) -> str:
-  rows = ["<tr><th>reads</th>" + "".join(f"<th>{_cell(t)}</th>" for t in looked.tokens) + "</tr>"]
-  for layer, (tops, ps) in enumerate(zip(looked.lens_top, looked.lens_p, strict=True)):
-    cells = "".join(
-      f'<td style="background:rgba(31,111,178,{0.7 * float(p):.2f})" title="{p:.3f}">{_cell(top)}</td>'
-      for top, p in zip(tops, ps, strict=True)
-    )
-    rows.append(f"<tr><th>{f'layer {layer}' if layer else 'embedding'}</th>{cells}</tr>")
-  rows.append(
-    "<tr><th>text</th>" + "".join(f"<th>{_cell(t)}</th>" for t in looked.targets) + "</tr>"
-  )
+def _lens(looked: Looked, guesses: Guesses) -> str:
+  rows = []
+  if not looked.hides:
+    rows.append(_row("reads", looked.tokens))
+  for layer, (tops, ps) in enumerate(zip(looked.tops, guesses.top_p, strict=True)):
+    name = f"layer {layer}" if layer else "embedding"
+    rows.append(_shades(name, map(_cell, tops), ps))
+  rows.append(_row("text", looked.targets))
   return f'<div class="wide"><table>{"".join(rows)}</table></div>'
+
+
+def _experts(looked: Looked) -> str:
+  """A row a layer, a column a token: its experts by number from 0, and their weights."""
+  chosen, gates = looked.inside.chosen, looked.inside.gates
+  rows = [_row("reads", looked.tokens)]
+  for layer, (experts, weights) in enumerate(zip(chosen, gates, strict=True), 1):
+    said = [
+      "\n".join(f"{e} {w:.2f}" for e, w in zip(*token, strict=True))
+      for token in zip(experts, weights, strict=True)
+    ]
+    rows.append(_shades(f"layer {layer}", said, weights[:, 0]))
+  return f'<div class="wide"><table>{"".join(rows)}</table></div>'
+
+
+def _row(name: str, tokens: Sequence[str]) -> str:
+  return f"<tr><th>{name}</th>" + "".join(f"<th>{_cell(t)}</th>" for t in tokens) + "</tr>"
+
+
+def _shades(name: str, cells: Iterable[str], weights: np.ndarray) -> str:
+  """A row of cells of HTML, the bluer the greater the weight."""
+  shaded = "".join(
+    f'<td style="background:rgba(31,111,178,{0.7 * float(w):.2f})" title="{w:.3f}">{cell}</td>'
+    for cell, w in zip(cells, weights, strict=True)
+  )
+  return f"<tr><th>{name}</th>{shaded}</tr>"
 
 
 def _cell(token: str) -> str:
@@ -275,7 +286,7 @@ def _cell(token: str) -> str:
 
 def _attention(looked: Looked) -> str:
   figures = []
-  for layer, heads in enumerate(looked.attention, 1):
+  for layer, heads in enumerate(looked.inside.attention, 1):
     for head, map_LL in enumerate(heads, 1):
       grey = (255 * (1 - map_LL)).round().astype(np.uint8)
       image = base64.b64encode(png(grey)).decode()
@@ -301,8 +312,8 @@ def png(grey: np.ndarray) -> bytes:
 
 def _norms(looked: Looked) -> str:
   width, height, left, bottom = 720, 240, 56, 28
-  depth = len(looked.norms["residual stream"]) - 1
-  top = max(float(v.max()) for v in looked.norms.values())
+  depth = len(looked.inside.norms["residual stream"]) - 1
+  top = max(float(v.max()) for v in looked.inside.norms.values())
   x = lambda layer: left + (width - left - 150) * layer / max(depth, 1)
   y = lambda value: 8 + (height - bottom - 8) * (1 - value / top)
   marks = [
@@ -314,7 +325,9 @@ def _norms(looked: Looked) -> str:
       f'<line x1="{left}" x2="{x(depth):.1f}" y1="{y(value):.1f}" y2="{y(value):.1f}" stroke="#e3e6ea"/>'
       f'<text x="{left - 6}" y="{y(value) + 4:.1f}" text-anchor="end">{value:.3g}</text>'
     )
-  for row, ((name, values), colour) in enumerate(zip(looked.norms.items(), COLOURS, strict=True)):
+  for row, ((name, values), colour) in enumerate(
+    zip(looked.inside.norms.items(), COLOURS, strict=True)
+  ):
     first = depth + 1 - len(values)  # what layers add begins with the first layer
     dots = [(x(first + i), y(float(v))) for i, v in enumerate(values)]
     line = " ".join(f"{a:.1f},{b:.1f}" for a, b in dots)
@@ -329,12 +342,14 @@ def _norms(looked: Looked) -> str:
 
 def _scatter(looked: Looked) -> str:
   width, height, pad = 720, 420, 48
-  first = min(1, len(looked.tokens) - 1)
-  at = main_directions(looked.hidden_LD[first:])
+  first = min(1, len(looked.tokens) - 1)  # the start token, unless it is alone
+  shown = slice(1, -1) if looked.hides else slice(first, None)
+  at = main_directions(looked.inside.hidden_LD[shown])
   low, high = at.min(axis=0), at.max(axis=0)
   scaled = (at - low) / np.maximum(high - low, 1e-9)
   marks = []
-  named = zip(looked.tokens[first:], looked.loss_L[first:], strict=True)
+  losses = np.full(len(looked.targets), 10.0) if looked.guesses is None else looked.guesses.loss_L
+  named = zip(looked.tokens[shown], losses if looked.hides else losses[shown], strict=True)
   for (a, b), (token, loss) in zip(scaled, named, strict=True):
     x, y = pad + a * (width - 2 * pad), height - pad - b * (height - 2 * pad)
     shade = f"rgba(196,98,45,{0.25 + 0.75 * min(float(loss) / 10, 1):.2f})"
@@ -380,13 +395,12 @@ def main(argv: Sequence[str]) -> int:
     raise ConfigError(
       f"out={out}: cannot be written ({error.strerror}); choose another file"
     ) from None
+  losses = looked.guesses and [round(float(v), 6) for v in looked.guesses.loss_L]
   if options.json:
-    losses = [round(float(v), 6) for v in looked.loss_L]
     print(json.dumps({"page": out, "tokens": looked.targets, "losses": losses}))
   else:
-    print(
-      f"{out}: {number_of(len(looked.targets), 'token')}, {looked.loss_L.mean():.4f} nats a token"
-    )
+    mean = f"{np.mean(losses):.4f} nats a token" if losses else "no head for masked tokens"
+    print(f"{out}: {number_of(len(looked.targets), 'token')}, {mean}")
   return 0
 
 

@@ -75,6 +75,8 @@ class Experts(nn.Module):
     router = Linear(cfg, E, ("embed", "router"), name="router", use_bias=False)
     logits_BLE = router(x_BLD.astype(jnp.float32))  # in float32: rounding would make ties
     gates_BLk, chosen_BLk = self._route(logits_BLE)
+    self.sow("intermediates", "chosen", chosen_BLk)  # for lm.inspect; nothing where nobody asks
+    self.sow("intermediates", "gates", gates_BLk)
     names = ("up", "gate", "down") if cfg.activation in GATED else ("up", "down")
     weights = {name: ExpertWeights(cfg, name=name)() for name in names}
     if cfg.dispatch == "dropless":
