@@ -1,6 +1,6 @@
 """Files of a model hub's repositories, fetched by `huggingface_hub` into its own cache and read from there.
 
-They are named OWNER/NAME[@REVISION]/PATTERN: `*`, `?` and `[...]` match within a name of a folder or file,
+They are named OWNER/NAME[@REVISION]/PATTERN: `*`, `?`, `[...]` and `[!...]` match within a name of a folder or file,
 `**` any folders. Without a revision it is the newest on the main branch, or the one in the cache where the
 hub cannot be reached; a whole commit is asked for once. HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE are
 the library's own settings.
@@ -93,9 +93,22 @@ def matches(name: str, pattern: str) -> bool:
   [False, True, True, True]
   """
   parts = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-  pieces = re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", pattern)
-  said = (p if p[:1] == "[" and p[-1:] == "]" else parts.get(p, re.escape(p)) for p in pieces)
+  pieces = re.split(r"(\*\*/|\*\*|\*|\?|\[!?\]?[^\]]*\])", pattern)
+  said = (parts.get(p) or _one_of(p) or re.escape(p) for p in pieces)
   return name == pattern or re.fullmatch("".join(said), name) is not None
+
+
+def _one_of(piece: str) -> str | None:
+  """The regular expression of `[abc]`, `[a-c]` or, of any other character, `[!abc]`; None where it is none."""
+  found = re.fullmatch(r"\[(!?)(.+)\]", piece)
+  if not found:
+    return None
+  characters = re.sub(r"([\\\[\]^&~|])", r"\\\1", found[2])
+  try:
+    re.compile(f"[{characters}]")
+  except re.error:
+    return "(?!)"  # a range from back to front holds nothing
+  return f"(?!/)[{'^' if found[1] else ''}{characters}]"
 
 
 class _NoConnectionError(Exception):

@@ -192,3 +192,14 @@ def test_a_run_trains_on_the_hub_and_a_model_comes_from_it(server, tmp_path):
 def test_patterns_are_those_of_paths():
   assert hub.matches("a[1].txt", "a[1].txt") and hub.matches("a1.txt", "a[1].txt")
   assert not hub.matches("a/b.txt", "*.txt") and not hub.matches("ab", "a")
+  negated = ("val.txt", "a/val.txt", "train.txt", "!al.txt")
+  assert [hub.matches(name, "[!t]*.txt") for name in negated] == [True, False, False, True]
+  assert not hub.matches("a/b", "a[!x]b") and hub.matches("a]b", "a[]]b")
+  assert not hub.matches("1x", r"[\d]x") and not hub.matches("m.txt", "[z-a].txt")
+
+
+def test_a_commit_in_part_in_the_cache_is_not_taken_for_the_whole(server, tmp_path):
+  """huggingface-hub 1 says nothing of files that its cache lacks, so requirements.txt asks for 2."""
+  pinned = f"who/what@{COMMITS['main']}/data"
+  assert len(hub.files(f"{pinned}/a-0.jsonl", "dataset", "x")) == 1
+  assert len(hub.files(f"{pinned}/*.jsonl", "dataset", "x")) == 2

@@ -9,6 +9,7 @@ import pytest
 from experiments import laws, lr_sweep
 from experiments.laws import adequacy, allocation, intervals, solve
 from lm.config.errors import ConfigError
+from tests.known_laws import true_loss
 from tests.test_laws_fit import LAW, THETA, TRUTH, grid, noisy_table
 
 FAST = {"objective": "l2", "n_boot": 0, "methods": ("delta",), "n_starts": 16, "holdout": False}
@@ -600,3 +601,22 @@ def test_the_delta_method_with_clusters_holds_the_truth_of_500_tables(name, delt
   print(f"delta, {name}, {delta:g}: " + ", ".join(f"{k} {v:.3f}" for k, v in shares.items()))
   # 16 clusters make it careful: 2 of 500 tables lie outside, where another CPU's rounding gives 3.
   assert min(shares.values()) >= 0.90 and max(shares.values()) <= 0.998
+
+
+@pytest.mark.slow
+def test_a_held_out_verdict_does_not_praise_a_law_that_fails_its_test():
+  """Perplexities read as losses: the law is far off, its limits are wide, and every held-out run is inside."""
+  flops = np.repeat(4.0 ** np.arange(5) * 1e18, 7)
+  n_params = 0.09 * flops**0.52 * np.tile(4.0 ** np.linspace(-1, 1, 7), 5)
+  columns = {"n_params": n_params, "n_tokens": flops / 6 / n_params}
+  losses = true_loss(**columns) + 1e-3 * np.random.default_rng(0).standard_normal(35)
+  options = {"n_boot": 0, "methods": ("delta",), "n_starts": 32}
+  found = laws.fit(columns | {"loss": np.exp(losses)}, "chinchilla", **options)
+  assert found.lack_of_fit.fails and found.holdout.verdict == "holds"
+  said = found.summary()
+  assert "the law holds" not in said
+  assert "held-out verdict: 7 of 7 held-out runs inside their 95% interval (p = 1)" in said
+  assert said.count("do not extrapolate with it") == 2
+  assert "the law holds where it was held out" in laws.fit(
+    columns | {"loss": losses}, "chinchilla", **options
+  ).summary()

@@ -31,7 +31,8 @@ class Holdout:
   runs that were fitted; `mae` is mean |predicted - observed| in the target's unit and `mare` the same
   relative to the observed. `parameters` are the printed ones of the law fitted without the held-out runs.
   `verdict` is "holds" or "fails": fewer runs inside than the law and the noise as fitted would leave
-  inside in all but 5 % of cases (`p` is that share, by simulation); `text` says it. `predicted`
+  inside in all but 5 % of cases (`p` is that share, by simulation); `text` says it, and no more than the
+  test of lack of fit lets it. `predicted`
   [n_held] and `bounds` [2, n_held] are targets (losses) of the
   held-out runs, in the order of the table: limits of what a new run may give, so the law and the noise
   are both resampled. `covered` is the share of held-out runs inside.
@@ -55,6 +56,17 @@ class Holdout:
   predicted: np.ndarray
   bounds: np.ndarray
   theta: np.ndarray
+
+  def of_a_law_that_fails(self) -> "Holdout":
+    """The same, in words that stand beside a failed test of lack of fit: wide intervals hold any run."""
+    if self.verdict == "fails":
+      return self
+    count = self.text.partition(": ")[2]
+    text = (
+      f"{count}, which does not make the law right: it fails the test on all runs, and the limits are as wide "
+      "as its misfit; do not extrapolate with it"
+    )
+    return dataclasses.replace(self, text=text)
 
 
 def conditioning(problem: solve.Problem, data: intervals.Data, theta: np.ndarray) -> Conditioning:

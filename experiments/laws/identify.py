@@ -132,7 +132,8 @@ def structural(problem, x, theta, starts) -> tuple[int, set[str]]:
     norms = np.linalg.norm(jac, axis=0)
     live = norms > 1e-12 * max(norms.max(), 1e-300)
     scaled = jac / np.where(live, norms, 1.0) * live
-    _, sizes, axes = np.linalg.svd(scaled, full_matrices=True)
+    # of the triangle alone: the whole of U would be rows x rows
+    _, sizes, axes = np.linalg.svd(np.linalg.qr(scaled)[1], full_matrices=True)
     sizes = np.pad(sizes, (0, len(names) - len(sizes)))
     rank = int((sizes > RANK_TOLERANCE * sizes[0]).sum())
     if rank > best[0]:

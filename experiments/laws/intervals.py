@@ -14,6 +14,8 @@ import numpy as np
 
 from experiments.laws import forms, solve
 
+LEFT_OUT = 1000  # jackknife fits at most
+
 
 @dataclasses.dataclass(frozen=True)
 class Data:
@@ -118,9 +120,17 @@ def refit(
 
 
 def jackknife(problem: solve.Problem, data: Data, best: np.ndarray) -> np.ndarray:
-  """[clusters, P] fits that leave each cluster out in turn."""
-  names = np.unique(data.clusters)
-  weights = (data.clusters[None] != names[:, None]).astype(np.float64)
+  """[clusters, P] fits that leave each cluster out in turn.
+
+  Of more than LEFT_OUT clusters, that many groups of them drawn at random: the skewness that `bca` takes
+  from them is that of single clusters (Efron & Tibshirani 1993 §11.5).
+  """
+  names, member = np.unique(data.clusters, return_inverse=True)
+  groups = min(len(names), LEFT_OUT)
+  of_cluster = np.arange(len(names)) % groups
+  if groups < len(names):
+    of_cluster = np.random.default_rng(0).permutation(of_cluster)
+  weights = (of_cluster[member] != np.arange(groups)[:, None]).astype(np.float64)
   return refit(problem, data, best, weights=weights).theta
 
 
@@ -197,8 +207,12 @@ class Sandwich:
   clustered: bool
   bread: np.ndarray  # [F, F] H^-1
   scores: np.ndarray  # [G, F]
-  reach: np.ndarray  # [G, F, n]: d s_g / d residuals under equal noise; empty without clusters
   plain: np.ndarray  # [F, F] covariance if every residual had the same variance
+  # under equal noise d s_g / d residuals is `gains` at the rows of g, less gains J_g times H^-1 `pull`:
+  members: list[np.ndarray]  # [G] rows of each cluster
+  gains: list[np.ndarray]  # [G] of [F, rows of g]
+  jac: np.ndarray  # [n, F]
+  pull: np.ndarray  # [F, n] H^-1 J^T W psi'
 
   @property
   def cov(self) -> np.ndarray:
@@ -210,17 +224,27 @@ class Sandwich:
     """[Q] degrees of freedom of the t quantile for quantities of gradient [Q, P].
 
     n - F without clusters. With them Bell & McCaffrey 2002: (sum l)^2 / sum l^2 over the eigenvalues l
-    of the covariance that the cluster terms have under equal, independent noise.
+    of the covariance that the cluster terms have under equal, independent noise: a matrix of rank 2 F and a
+    diagonal, so that its trace and norm need no [G, G].
     """
     n_free = len(self.bread)
     if not self.clustered:
       return np.full(len(grad), max(self.n - n_free, 1.0))
+    own_FF = self.pull @ self.pull.T
+    core = np.block([[own_FF, -np.eye(n_free)], [-np.eye(n_free), np.zeros((n_free, n_free))]])
+    pairs = list(zip(self.members, self.gains, strict=True))
     out = []
     for g in grad @ self.problem.expand @ self.bread:
-      rows = np.einsum("f,gfn->gn", g, self.reach)
-      gram = rows @ rows.T
-      total = (gram**2).sum()
-      out.append(np.trace(gram) ** 2 / total if total > 0 else len(rows) - 1)
+      at = [g @ gain for _, gain in pairs]
+      common = np.stack([a @ self.jac[rows] for a, (rows, _) in zip(at, pairs, strict=True)])
+      cross = np.stack([self.pull[:, rows] @ a for a, (rows, _) in zip(at, pairs, strict=True)])
+      alone = np.array([a @ a for a in at])
+      side = np.hstack([common, cross])  # gram = side core side^T + diag(alone)
+      folded = core @ (side.T @ side)
+      diagonal = np.einsum("gi,ij,gj->g", side, core, side)
+      total = np.trace(folded @ folded) + (alone * (2 * diagonal + alone)).sum()
+      trace = diagonal.sum() + alone.sum()
+      out.append(trace**2 / total if total > 0 else len(pairs) - 1)
     return np.maximum(out, 1.0)
 
 
@@ -245,20 +269,19 @@ def sandwich(problem: solve.Problem, data: Data, theta: np.ndarray) -> Sandwich:
   groups = [np.flatnonzero(member == g) for g in range(member.max() + 1)]
   clustered = len(groups) < n
   scores = np.zeros((len(groups), free))
-  reach = np.zeros((len(groups), free, n)) if clustered else np.zeros((0, free, n))
+  gains = []
   for g, rows in enumerate(groups):
     j = jac[rows]
     hat = j @ bread @ (slope[rows, None] * j).T
     pull = np.linalg.solve(np.eye(len(rows)) - _below_one(hat), np.eye(len(rows)))
     gain = (w[rows, None] * j).T @ pull
     scores[g] = gain @ psi(resid[rows])
-    if clustered:
-      reach[g] = -gain @ j @ bread @ (slope[:, None] * jac).T
-      reach[g][:, rows] += gain
+    gains.append(gain)
   mean_slope = slope.sum() / w.sum()
   noise = (w * psi(resid) ** 2).sum() / w.sum() * n / max(n - free, 1)
   plain = _inverse((w[:, None] * jac).T @ jac) * noise / max(mean_slope, 1e-300) ** 2
-  return Sandwich(problem, n, clustered, bread, scores, reach, plain)
+  of_all = bread @ (slope[:, None] * jac).T
+  return Sandwich(problem, n, clustered, bread, scores, plain, groups, gains, jac, of_all)
 
 
 def robust_sd(resid: np.ndarray) -> float:

@@ -173,6 +173,8 @@ def fit_table(
       problem, data, table["flops"], theta, starts, holdout, confidence, seed
     )
     notes += why_not
+    if held is not None and fit_of_form.fails:
+      held = held.of_a_law_that_fails()
   scale = max((data.w * np.abs(np.clip(resid, -threshold, threshold))).sum(), 1e-300)
   return LawFit(
     law=form,
@@ -275,7 +277,7 @@ def _solve(problem, table, threshold, outliers, rows, n_starts, seed, force):
   )
   data = make_data(table, law, threshold, *rows)
   starts = _starts(problem, data, n_starts, seed)
-  run = lambda data: solve.minimise(
+  run = lambda data: solve.search(
     problem, data.x, data.y, starts, delta=data.delta, weights=data.weights
   )
   out = run(data)

@@ -21,6 +21,7 @@ from lm.devices import host
 
 LAD_DELTA = 1e-8  # sum|r| is fitted as Huber_delta / delta: exact to n * delta / 2
 L2_DELTA = 1e6  # no residual of a log loss comes near
+MANY, SOME = 512, 256  # rows beyond which a grid of starts is first run on some of them
 LANES = 128  # problems solved side by side; one compiled program per (law, rows)
 BLOCK, BLOCKS = 4, 2  # steps per refresh of the curvature, refreshes between looks at the lanes
 FIRST_DAMP = 1e-2
@@ -306,6 +307,47 @@ def minimise(
     parts = list(pool.map(work, shards))
   z, value, grad, steps, status = (np.concatenate(p) for p in zip(*parts, strict=True))
   return Solution(problem.full(z), value, grad, steps, status == CONVERGED)
+
+
+def search(
+  problem: Problem,
+  x: dict[str, np.ndarray],
+  y: np.ndarray,
+  starts: np.ndarray,
+  *,
+  delta: float,
+  weights: np.ndarray | None = None,
+) -> Solution:
+  """`minimise` of one table [n] from the many starts of a law's grid [R, P].
+
+  Beyond MANY rows every start first goes to its optimum over SOME of them, drawn at random; the LANES
+  lowest of these optima go on over all rows, and so do LANES of the starts themselves, should the drawn
+  rows lack what identifies a parameter. The optimum is the same, at a fraction of the cost. A start's
+  results are those of the optimum that it led to; where that was not among the lowest, its objective is inf.
+  """
+  if len(y) <= MANY or len(starts) <= LANES:
+    return minimise(problem, x, y, starts, delta=delta, weights=weights)
+  rng = np.random.default_rng(0)
+  some = np.sort(rng.permutation(len(y))[:SOME])
+  drawn = None if weights is None else weights[some]
+  rough = minimise(
+    problem, {k: v[some] for k, v in x.items()}, y[some], starts, delta=delta, weights=drawn
+  )
+  value = lambda out: np.where(np.isfinite(out.objective), out.objective, np.inf)
+  ends = np.where(np.isfinite(rough.theta).all(1)[:, None], rough.theta, starts)
+  _, first, led_to = np.unique(ends.round(4), axis=0, return_index=True, return_inverse=True)
+  lowest = first[np.argsort(value(rough)[first], kind="stable")[:LANES]]
+  raw = rng.permutation(len(starts))[:LANES]
+  fine = minimise(
+    problem, x, y, np.vstack([ends[lowest], starts[raw]]), delta=delta, weights=weights
+  )
+  rough.objective[:] = np.inf
+  places = [np.flatnonzero(led_to.ravel() == led_to.ravel()[k]) for k in lowest]
+  for i, to in enumerate([*places, *raw[:, None]]):
+    to = to[value(fine)[i] < rough.objective[to]]
+    for field in dataclasses.fields(Solution):
+      getattr(rough, field.name)[to] = getattr(fine, field.name)[i]
+  return rough
 
 
 def _drain(problem, x, z, bank, delta, first_delta, width, todo):

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+import sys
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -23,6 +24,7 @@ LEDGER_COLUMNS = {"n_params": "n_params", "n_tokens": "n_tokens", "flops": "flop
 EXTRA_COLUMNS = ("n_params_non_embedding", "flops_exact", "unique_tokens", "steps", "lr")
 COLUMN_OPTIONS = {"params": "n_params", "tokens": "n_tokens", "loss": "loss", "flops": "flops"}
 
+LONG = 6e6  # rows x refits beyond which a fit takes minutes
 # What each kind of fit takes from the command line; a parametric law takes PARAMETRIC.
 N_BOOT = 1000  # where --n_boot is not given
 SAMPLING = ("n_boot", "seed", "confidence")
@@ -331,7 +333,19 @@ def _fit(table: laws.Table, law: str, settings: Mapping):
     return functools.partial(fitter, table)(**given)
   if table.clusters is not None:
     given.setdefault("cluster", repeats.RUN)
+  say_how_long(len(table), given.get("n_boot", N_BOOT))
   return laws.fit_table(table, law, **given)
+
+
+def say_how_long(n_rows: int, n_boot: int) -> None:
+  """A line on stderr before a fit that takes minutes (3,000 runs with 1,000 samples take one on a core)."""
+  if n_rows * n_boot > LONG:
+    print(
+      f"{n_rows:,} runs, {n_boot:,} bootstrap samples: this takes some minutes on one core; --n_boot 200 takes "
+      "a fifth of them, --where fits a part of the runs",
+      file=sys.stderr,
+      flush=True,
+    )
 
 
 def _examined(table: laws.Table, law: str, settings: Mapping) -> laws.Table:
