@@ -1,9 +1,9 @@
 """Files of a model hub's repositories, fetched by `huggingface_hub` into its own cache and read from there.
 
-They are named OWNER/NAME[@REVISION]/PATTERN: `*`, `?`, `[...]` and `[!...]` match within a name of a folder or file,
-`**` any folders. Without a revision it is the newest on the main branch, or the one in the cache where the
-hub cannot be reached; a whole commit is asked for once. HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE are
-the library's own settings.
+They are named OWNER/NAME[@REVISION]/PATTERN: `*`, `?`, `[...]` and `[!...]` match within a name of a folder
+or file, `**` any folders. Without a revision it is the newest on the main branch, or the one in the cache
+where the hub cannot be reached; a whole commit is asked for once. HF_HOME, HF_TOKEN, HF_ENDPOINT and
+HF_HUB_OFFLINE are the library's own settings.
 """
 
 import glob
@@ -99,7 +99,7 @@ def matches(name: str, pattern: str) -> bool:
 
 
 def _one_of(piece: str) -> str | None:
-  """The regular expression of `[abc]`, `[a-c]` or, of any other character, `[!abc]`; None where it is none."""
+  """The regular expression of `[abc]`, `[a-c]` or `[!abc]` (any other character); None of what is none."""
   found = re.fullmatch(r"\[(!?)(.+)\]", piece)
   if not found:
     return None

@@ -215,16 +215,27 @@ def test_runs_of_two_kinds_have_no_law_in_common():
     r"the residuals follow family \(dense \+2\.\d+%, moe -2\.\d+%\)", found.lack_of_fit.text
   )
   assert any("fit one with --where family=VALUE" in note for note in found.notes)
-  one = laws.fit_table(mixed.take(kinds == "moe", "of another kind"), **FAST)
-  assert not one.lack_of_fit.fails and set(one.lack_of_fit.tests) == {"trend"}
-  alike = laws.fit_table(laws.from_columns(plain.columns, words), **FAST)
-  assert not alike.lack_of_fit.fails and set(alike.lack_of_fit.tests) == {"trend", "by family"}
-  # Words that say nothing are found guilty as seldom as the level says.
+  of_law = lambda table, words: adequacy.lack_of_fit(
+    solve.make_problem(LAW, {}, ()),
+    intervals.Data(problem_columns(table), np.log(table["loss"]), 10.0, np.arange(len(table))),
+    THETA,
+    words,
+  )
+  one = of_law(plain.take(kinds == "moe", "of another kind"), {"family": kinds[kinds == "moe"]})
+  assert not one.fails and set(one.tests) == {"trend"}
+  alike = of_law(plain, {"family": kinds})
+  assert not alike.fails and set(alike.tests) == {"trend", "by family"}
+
+
+def test_words_that_say_nothing_are_found_guilty_as_seldom_as_the_level_says():
+  x = grid()
+  kinds = np.array(["dense", "moe"])[np.arange(48) % 2]
+  plain = table_of(x["n_params"], x["n_tokens"])
   problem = solve.make_problem(LAW, {}, ())
   data = intervals.Data(problem_columns(plain), np.log(plain["loss"]), 10.0, np.arange(48))
   rng = np.random.default_rng(0)
   tried = [
-    adequacy.lack_of_fit(problem, data, alike.theta, {"k": rng.permutation(kinds)}).tests["by k"][3]
+    adequacy.lack_of_fit(problem, data, THETA, {"k": rng.permutation(kinds)}).tests["by k"][3]
     for _ in range(300)
   ]
   assert 0.02 < np.mean(np.array(tried) < 0.05) < 0.09
@@ -605,7 +616,7 @@ def test_the_delta_method_with_clusters_holds_the_truth_of_500_tables(name, delt
 
 @pytest.mark.slow
 def test_a_held_out_verdict_does_not_praise_a_law_that_fails_its_test():
-  """Perplexities read as losses: the law is far off, its limits are wide, and every held-out run is inside."""
+  """Perplexities read as losses: the law is far off, its limits are wide, and every run is inside."""
   flops = np.repeat(4.0 ** np.arange(5) * 1e18, 7)
   n_params = 0.09 * flops**0.52 * np.tile(4.0 ** np.linspace(-1, 1, 7), 5)
   columns = {"n_params": n_params, "n_tokens": flops / 6 / n_params}
@@ -617,6 +628,7 @@ def test_a_held_out_verdict_does_not_praise_a_law_that_fails_its_test():
   assert "the law holds" not in said
   assert "held-out verdict: 7 of 7 held-out runs inside their 95% interval (p = 1)" in said
   assert said.count("do not extrapolate with it") == 2
-  assert "the law holds where it was held out" in laws.fit(
-    columns | {"loss": losses}, "chinchilla", **options
-  ).summary()
+  assert (
+    "the law holds where it was held out"
+    in laws.fit(columns | {"loss": losses}, "chinchilla", **options).summary()
+  )

@@ -1,13 +1,15 @@
 """Rules for web text against their papers' words, and near duplicates against all pairs."""
 
+import collections
 import itertools
+import time
 
 import numpy as np
 import pytest
 
 from lm.config import schema
 from lm.config.errors import ConfigError
-from lm.data import near_duplicates, quality
+from lm.data import cleaning, near_duplicates, quality
 from lm.data.cache import open_corpus
 from lm.setup.load import load_config
 
@@ -161,3 +163,22 @@ def test_records_that_are_no_documents_refuse_them():
       ConfigError, match=r"^data.near_duplicates=0.8: .* are no documents of running text"
     ):
       load_config(spec, {"data.near_duplicates": "0.8"})
+
+
+def test_what_c4_leaves_of_a_page_is_no_shorter_than_asked_for():
+  page = "\n".join([*["One two three four five. " * 3] * 3, *["menu"] * 100])
+  cfg = load_config(
+    "configs/smoke.py", {"data.quality": "c4", "data.min_chars": 400, "data.sources": ["text:x"]}
+  ).data
+  counts = collections.Counter()
+  assert list(cleaning.cleaned([page], cfg, counts)) == []
+  assert counts == {"read": 1, "short": 1}
+
+
+def test_a_page_without_a_full_stop_is_read_in_a_moment():
+  """Speech alone: lines that end in quotation marks. The time grew with the square of their length."""
+  line = 'he said to her "word word word and so on it goes"'
+  began = time.perf_counter()
+  assert quality.c4("\n".join([line] * 20_000)) is None
+  assert quality.c4("\n".join([line.replace("goes", "goes.")] * 20_000)) is not None
+  assert time.perf_counter() - began < 3

@@ -63,8 +63,8 @@ class Holdout:
       return self
     count = self.text.partition(": ")[2]
     text = (
-      f"{count}, which does not make the law right: it fails the test on all runs, and the limits are as wide "
-      "as its misfit; do not extrapolate with it"
+      f"{count}, which does not make the law right: it fails the test on all runs, and the limits are "
+      "as wide as its misfit; do not extrapolate with it"
     )
     return dataclasses.replace(self, text=text)
 

@@ -341,8 +341,8 @@ def say_how_long(n_rows: int, n_boot: int) -> None:
   """A line on stderr before a fit that takes minutes (3,000 runs with 1,000 samples take one on a core)."""
   if n_rows * n_boot > LONG:
     print(
-      f"{n_rows:,} runs, {n_boot:,} bootstrap samples: this takes some minutes on one core; --n_boot 200 takes "
-      "a fifth of them, --where fits a part of the runs",
+      f"{n_rows:,} runs, {n_boot:,} bootstrap samples: this takes some minutes on one core; "
+      "--n_boot 200 takes a fifth of them, --where fits a part of the runs",
       file=sys.stderr,
       flush=True,
     )

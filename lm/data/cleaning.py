@@ -174,6 +174,8 @@ def cleaned(
       yield text
     elif (kept := QUALITY[cfg.quality](text)) is None:
       counts["quality"] += 1
+    elif len(kept) < cfg.min_chars:
+      counts["short"] += 1
     else:
       yield kept
 

@@ -23,7 +23,7 @@ _POLICY = (
   "terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies",
 )  # fmt: skip
 _CITATION = re.compile(r"\[(?:\d*|edit|citation needed)\]")
-_SENTENCE = re.compile(r"[^.!?]*[.!?]+[\"”')\]]*(?=\s|$)")
+_SENTENCE_END = re.compile(r"[.!?]+[\"”')\]]*(?=\s|$)")
 LONGEST_WORD = 1000  # characters, of C4
 
 
@@ -95,7 +95,7 @@ def c4(text: str) -> str | None:
     if max(map(len, words)) <= LONGEST_WORD:
       kept.append(line)
   found = "\n".join(kept)
-  return found if len(_SENTENCE.findall(found)) >= 3 else None
+  return found if len(_SENTENCE_END.findall(found)) >= 3 else None
 
 
 QUALITY: dict[str, Callable[[str], str | None]] = {"gopher": gopher, "c4": c4}
