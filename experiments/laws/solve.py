@@ -334,7 +334,7 @@ def search(
     problem, {k: v[some] for k, v in x.items()}, y[some], starts, delta=delta, weights=drawn
   )
   value = lambda out: np.where(np.isfinite(out.objective), out.objective, np.inf)
-  ends = np.where(np.isfinite(rough.theta).all(1)[:, None], rough.theta, starts)
+  ends = np.where(np.isfinite(rough.theta).all(1, keepdims=True), rough.theta, starts)
   _, first, led_to = np.unique(ends.round(4), axis=0, return_index=True, return_inverse=True)
   lowest = first[np.argsort(value(rough)[first], kind="stable")[:LANES]]
   raw = rng.permutation(len(starts))[:LANES]
@@ -343,8 +343,8 @@ def search(
   )
   rough.objective[:] = np.inf
   places = [np.flatnonzero(led_to.ravel() == led_to.ravel()[k]) for k in lowest]
-  for i, to in enumerate([*places, *raw[:, None]]):
-    to = to[value(fine)[i] < rough.objective[to]]
+  for i, led in enumerate([*places, *([start] for start in raw)]):
+    to = [k for k in led if value(fine)[i] < rough.objective[k]]
     for field in dataclasses.fields(Solution):
       getattr(rough, field.name)[to] = getattr(fine, field.name)[i]
   return rough
