@@ -101,7 +101,7 @@ def texts():
 
 @pytest.mark.parametrize("threshold", [0.5, 0.8, 1.0])
 def test_what_is_dropped_is_what_all_pairs_say(texts, threshold):
-  found = list(near_duplicates.repeats(texts, texts.__getitem__, threshold))
+  found = near_duplicates.repeats(texts, texts.__getitem__, threshold).tolist()
   kept, expected, close = [], [], 0
   for text in texts:
     again = any(exact(text, other) >= threshold for other in kept)

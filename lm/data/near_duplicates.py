@@ -7,9 +7,9 @@ pairs at the threshold 99 % or more do, 1 - (1 - s^r)^b. Candidates are compared
 that nothing is dropped by chance (Lee et al. 2022, arXiv:2107.06499, §4.2, do it by edits).
 """
 
+import array
 import zlib
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -20,31 +20,36 @@ MOST = 100  # kept documents of a bucket that a new one is compared with
 CHUNK = 1 << 11  # shingles hashed at a time
 
 
-def repeats(
-  texts: Iterable[str], text_of: Callable[[int], str], threshold: float
-) -> Iterator[bool]:
-  """For each text whether it is nearly the same as an earlier one that was kept.
+def repeats(texts: Iterable[str], text_of: Callable[[int], str], threshold: float) -> np.ndarray:
+  """bool, of each text whether it is nearly the same as an earlier one that is kept.
 
-  Memory is about a kilobyte a document kept.
+  Memory is 8 b bytes a text, and more for those that share a band with another.
 
   Args:
     text_of: number -> that text again.
     threshold: least Jaccard similarity, in (0, 1].
   """
   bands, rows = bands_of(threshold)
-  buckets: list[defaultdict[int, list[int]]] = [defaultdict(list) for _ in range(bands)]
-  for number, text in enumerate(texts):
-    shingles = shingles_of(text)
-    keys = _keys(shingles, bands, rows)
-    near = dict.fromkeys(
-      other for bucket, key in zip(buckets, keys, strict=True) for other in bucket.get(key, ())
-    )
-    again = any(similarity(shingles, shingles_of(text_of(i))) >= threshold for i in near)
-    if not again:
-      for bucket, key in zip(buckets, keys, strict=True):
-        if len(bucket[key]) < MOST:
-          bucket[key].append(number)
-    yield again
+  packed = array.array("Q")
+  for text in texts:
+    packed.frombytes(_keys(shingles_of(text), bands, rows).tobytes())
+  keys = np.frombuffer(packed, np.uint64).reshape(-1, bands)
+  shared = np.zeros(len(keys), bool)
+  for band in keys.T:
+    order = np.argsort(band)
+    same = np.flatnonzero(band[order[1:]] == band[order[:-1]])
+    shared[order[same]] = shared[order[same + 1]] = True
+  again = np.zeros(len(keys), bool)
+  buckets: list[dict[int, list[int]]] = [{} for _ in range(bands)]
+  for number in np.flatnonzero(shared).tolist():
+    mine, shingles = keys[number].tolist(), shingles_of(text_of(number))
+    found = [bucket.setdefault(key, []) for bucket, key in zip(buckets, mine, strict=True)]
+    near = dict.fromkeys(other for bucket in found for other in bucket)
+    again[number] = any(similarity(shingles, shingles_of(text_of(i))) >= threshold for i in near)
+    if not again[number]:
+      for bucket in found:
+        bucket += [number] * (len(bucket) < MOST)
+  return again
 
 
 def bands_of(threshold: float) -> tuple[int, int]:
@@ -81,8 +86,8 @@ _FACTORS, _TERMS = np.random.default_rng(0).integers(0, 2**64, (2, MINIMA), np.u
 )
 
 
-def _keys(shingles: np.ndarray, bands: int, rows: int) -> list[int]:
-  """A key of each band: equal where all its minima are. The orders are those of a s + b modulo 2^64."""
+def _keys(shingles: np.ndarray, bands: int, rows: int) -> np.ndarray:
+  """uint64 [bands], a key of each band: equal where all its minima are, in orders of a s + b mod 2^64."""
   n = bands * rows
   minima = np.full(n, np.iinfo(np.uint64).max, np.uint64)
   for start in range(0, len(shingles), CHUNK):
@@ -91,7 +96,7 @@ def _keys(shingles: np.ndarray, bands: int, rows: int) -> list[int]:
   keys = np.zeros(bands, np.uint64)
   for row in minima.reshape(bands, rows).T:
     keys = _mixed(keys ^ row)
-  return keys.tolist()
+  return keys
 
 
 def _mixed(values: np.ndarray) -> np.ndarray:

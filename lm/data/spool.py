@@ -109,10 +109,9 @@ class Spool:
         yield text_of(index)
         advance(self.size(number, TRAIN))
 
-    for number, again in zip(numbers, repeats(texts(), text_of, threshold), strict=True):
-      if again:
-        self.sides[number] = 0
-        self.counts["near_duplicate"] += 1
+    again = repeats(texts(), text_of, threshold)
+    self.sides[np.array(numbers, int)[again]] = 0
+    self.counts["near_duplicate"] += int(again.sum())
 
   def _cut_tail(self, source: int, val_fraction: float) -> None:
     docs = np.flatnonzero((self.docs["source"] == source) & (self.sides > 0))
