@@ -6,7 +6,11 @@ examples:
   python -m lm.generate --workdir runs/default --interactive --top_p 0.9
   python -m lm.generate --workdir runs/smollm2 --chat --prompt "What is a scaling law?" --temperature 0.2
   python -m lm.generate --workdir runs/vae-sentences --prompt "a man sits" --interpolate "two dogs run" --n 7
+  python -m lm.generate --workdir runs/t5 --prompt "A <extra_id_0> sat." --temperature 0
   python -m lm.generate --workdir runs/multi30k --prompt "A man sits on a bench." --beams 5 --n 3
+
+A run that was trained to fill in spans (T5, UL2) reads sentinels, <extra_id_0>, <extra_id_1>, ..., and
+modes, as [R], by name in a prompt, and writes sentinels in what it fills in.
 """
 
 from lm.config import interrupts
@@ -44,7 +48,9 @@ def main(argv: list[str]) -> int:
   parser.add_argument("--workdir", required=True, help="run directory")
   parser.add_argument("--checkpoint", default="best", help="best, latest or a step")
   what = parser.add_mutually_exclusive_group(required=True)
-  what.add_argument("--prompt", help="text to continue, or source to read")
+  what.add_argument(
+    "--prompt", help="text to continue, or source to read; T5's may have <extra_id_0>"
+  )
   what.add_argument("--prompt_file", help="file with one prompt a line")
   what.add_argument("--interactive", action="store_true", help="read prompts from the terminal")
   parser.add_argument(

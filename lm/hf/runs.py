@@ -10,6 +10,7 @@ import jax
 from lm.config.errors import ConfigError
 from lm.config.schema import Config
 from lm.data import tokenizers
+from lm.data.span_names import span_names
 from lm.data.templates import jinja_of_run
 from lm.files import whole_folder, write_json
 from lm.hf.architectures import ARCHITECTURES
@@ -168,5 +169,6 @@ def export_run(
   with whole_folder(folder, "to", (*WEIGHT_FILES, *TOKENIZER_FILES)) as made:
     write_folder(made, state, hf_config, dtype)
     template = jinja_of_run(workdir, cfg)
-    write_tokenizer(tokenizer, workdir / "tokenizer", made, cfg.model.seq_len, template, row)
+    inside, names = workdir / "tokenizer", span_names(cfg) if not came else []
+    write_tokenizer(tokenizer, inside, made, cfg.model.seq_len, template, row, names)
     return sorted(path.name for path in made.iterdir())

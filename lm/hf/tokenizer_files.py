@@ -3,10 +3,12 @@
 import json
 import pathlib
 import shutil
+from collections.abc import Sequence
 from typing import Any
 
 from lm.config.errors import ConfigError
 from lm.data import tokenizers
+from lm.data.span_names import SENTINEL
 
 # data.tokenizer -> the files that make one, the kind that says most first
 FILES_OF = {
@@ -50,6 +52,7 @@ def write_tokenizer(
   seq_len: int,
   template: str | None = None,
   row: tuple[str, str] | None = None,
+  further: Sequence[str] = (),
 ) -> None:
   """Writes a run's tokenizer as the files that `transformers` reads.
 
@@ -59,6 +62,8 @@ def write_tokenizer(
     template: of chats; those of an import are in its files.
     row: what the model reads of one text, and of two, in the words of the library `tokenizers`: $A and $B are
       texts, <s> and </s> the start token and the separator. None = the texts alone.
+    further: names of ids beyond the tokenizer's (lm.data.span_names). SentencePiece's file takes none, nor
+      does a tokenizer that has one of them.
   """
   names = [name for files in FILES_OF.values() for name in files]
   copied = [name for name in names if (inside / name).is_file()]
@@ -71,6 +76,8 @@ def write_tokenizer(
     (folder / "tokenizer.model").write_bytes(bytes.fromhex(tokenizer.model))
     return
   backend = tokenizers.to_library(tokenizer)
+  if further and not set(further) & set(backend.get_vocab()):
+    backend = _with_names(backend, further)
   name = lambda token_id: backend.id_to_token(token_id)
   if row is not None and backend.post_processor is None:
     backend = _with_row(backend, row, name(tokenizer.start_id), name(tokenizer.eot_id))
@@ -89,6 +96,18 @@ def write_tokenizer(
     settings["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
   text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
   (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+
+
+def _with_names(backend: Any, names: Sequence[str]) -> Any:
+  """A copy of a tokenizer of the library `tokenizers` whose ids go on with these."""
+  from tokenizers import AddedToken, Tokenizer
+
+  found = Tokenizer.from_str(backend.to_str())
+  sentinel = lambda name: bool(SENTINEL.fullmatch(name))
+  found.add_special_tokens(
+    [AddedToken(n, normalized=False, lstrip=sentinel(n), rstrip=not sentinel(n)) for n in names]
+  )
+  return found
 
 
 def _with_row(backend: Any, row: tuple[str, str], start: str, end: str) -> Any:

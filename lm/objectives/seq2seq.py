@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from lm.config.errors import ConfigError, check_divisible, number_of
 from lm.config.schema import Config, ObjectiveConfig, field
+from lm.data.span_names import with_span_names
 from lm.models.decoding import Sampling, make_generator, prompt_ids, room_after
 from lm.objectives.cross_entropy import chunked_token_sums, token_sums
 from lm.objectives.objective import LossFn, Metric, Objective, Sums
@@ -139,10 +140,11 @@ SEQ2SEQ = Objective(
   chance=lambda cfg: {"loss": math.log(cfg.model.vocab_size or 1)},  # known by then
   make_sampler=make_sampler,
 )
-# What a model fills in has sentinels in it, which no tokenizer decodes: no samples.
 SPAN_CORRUPTION = dataclasses.replace(
   SEQ2SEQ,
   section=SpanCorruptionConfig,
   batches="spans",
-  make_sampler=lambda cfg, tokenizer, mesh: None,
+  make_sampler=lambda cfg, tokenizer, mesh=None: make_sampler(
+    cfg, with_span_names(tokenizer, cfg), mesh
+  ),
 )

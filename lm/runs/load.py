@@ -9,6 +9,7 @@ import flax.linen as nn
 from lm.config.errors import ConfigError
 from lm.config.schema import Config
 from lm.data import templates
+from lm.data.span_names import with_span_names
 from lm.data.templates import Conversation
 from lm.data.tokenizers import load_tokenizer
 from lm.models.beam import make_beam_search
@@ -26,7 +27,7 @@ class LoadedRun(NamedTuple):
   cfg: Config  # resolved
   model: nn.Module
   params: Any  # float32, on the default device; the biases of routers among them
-  tokenizer: Any
+  tokenizer: Any  # with names of sentinels where spans are taken out (lm.data.span_names)
 
   def __repr__(self) -> str:
     size = f"{self.cfg.model.family}, width {self.cfg.model.width}"
@@ -99,7 +100,8 @@ def load(workdir: str | pathlib.Path, checkpoint: str = "best") -> LoadedRun:
   workdir = bucket.local(str(workdir))
   cfg = rundir.read_config(workdir)
   params, step = load_params(workdir, checkpoint)
-  tokenizer = load_tokenizer(workdir / "tokenizer")
+  imported = (workdir / rundir.IMPORTED).is_file()
+  tokenizer = with_span_names(load_tokenizer(workdir / "tokenizer"), cfg, imported)
   return LoadedRun(workdir, step, cfg, make_model(cfg.model), params, tokenizer)
 
 
