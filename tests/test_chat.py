@@ -158,7 +158,46 @@ def test_what_is_asked_is_transformers_rendering_and_the_end_is_what_counts(spec
   assert templates.ending_of(chatml, ByteTokenizer()) == templates.Ending((), "<|im_end|>")
 
 
+TURNS = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos_token }}{% endfor %}"
+
+
+@pytest.mark.parametrize("template", [
+  TURNS.replace("m['content']", "m['content'] | trim"),
+  TURNS.replace("m['content']", "m['content'].rstrip()"),
+  "{% if tools is not none or documents is not none %}[INST]{% endif %}" + TURNS,
+  TURNS.replace("{{", "{% if loop.index > 9 %}{% break %}{% endif %}{{", 1),
+])  # fmt: skip
+def test_blanks_and_what_a_template_may_ask_are_as_in_transformers(special, tmp_path, template):
+  """Llama's, Gemma's and Mistral's templates trim: a mark has no blanks, and its message kept them."""
+  special = shutil.copytree(special, tmp_path / "copy")
+  transformers = pytest.importorskip("transformers")
+  theirs = transformers.AutoTokenizer.from_pretrained(special)
+  (special / "chat_template.jinja").write_text(template)
+  turns = [{"role": "user", "content": " a b\n"}, {"role": "assistant", "content": "\n c d "}]
+  tokenizer, ids, counted = tokenise(special, turns)
+  text = theirs.apply_chat_template(turns, chat_template=template, tokenize=False)
+  assert ids.tolist() == theirs(text, add_special_tokens=False)["input_ids"]
+  answer = text.rpartition("assistant: ")[2].removesuffix("</s>")
+  assert tokenizer.decode(ids[counted == templates.TEXT].tolist()) == answer
+
+
 @pytest.mark.parametrize(("template", "message"), [
+  (TURNS.replace("m['content']", "m['content'].split('</think>')[-1]"), "by what is in it"),
+  ("{% if messages[0]['content'] | length > 60 %}LONG{% endif %}" + TURNS, "by what is in it"),
+])  # fmt: skip
+def test_a_template_that_goes_by_what_messages_say_is_refused_where_that_matters(
+  special, tmp_path, template, message
+):
+  special = shutil.copytree(special, tmp_path / "copy")
+  (special / "chat_template.jinja").write_text(template)
+  tokenise(special, [USER, BOT])
+  long = [{**USER, "content": "word " * 20}, {**BOT, "content": "<think>x</think>y"}]
+  with pytest.raises(ConfigError, match=message):
+    tokenise(special, long)
+
+
+@pytest.mark.parametrize(("template", "message"), [
+  ("{% for i in range(10 ** 9) %}{% endfor %}", "refuses a conversation"),
   ("{{ ''.__class__.__mro__ }}", "refuses a conversation"),
   ("{% for", "cannot be read"),
   ("{{ raise_exception('no') }}", r"refuses a conversation \(no\)"),

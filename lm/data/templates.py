@@ -6,9 +6,10 @@ A template turns a conversation into text. ChatML writes each message as
     CONTENT<|im_end|>
 
 and "tokenizer" is the chat template in the tokenizer's own files, rendered in jinja2's sandbox. The template
-sees a mark in place of each content, and contents are tokenised as plain text: nothing that stands in a
-message can become a special token. ChatML follows the token that starts a document; the tokenizer's own
-template says itself what a conversation starts with.
+sees a mark in place of each content, and contents are tokenised as plain text, without the blanks at their
+ends where the template trims them: nothing that stands in a message can become a special token. A template
+that writes anything else for a content than for its mark is refused. ChatML follows the token that starts a
+document; the tokenizer's own template says itself what a conversation starts with.
 """
 
 import json
@@ -33,6 +34,8 @@ OPEN, CLOSE = (
   "\ue000",
   "\ue001",
 )  # of a mark that stands for a content; private characters of Unicode
+EDGE = "\u2003"  # a blank at either end of a mark: gone where the template trims
+_MARKED = re.compile(f"({EDGE}?){OPEN}(\\d+){CLOSE}({EDGE}?)")
 UNCOUNTED, TEXT, MARK = 0, 1, 2  # of a token: not in the loss; answered text; what ends an answer
 
 Conversation = Sequence[Mapping[str, str]]  # messages with a "role" and a "content" each
@@ -44,6 +47,7 @@ class Template(NamedTuple):
   render: Callable[[Conversation, bool], str]  # (messages, whether an answer is asked for) -> text
   markers: tuple[str, ...] = ()  # no tokenizer cuts them, nor joins them with what is beside
   after_start: bool = False  # whether the token that starts a document comes before it
+  where: str = ""  # what errors begin with, of a template that may do anything with a content
 
 
 class Ending(NamedTuple):
@@ -69,8 +73,7 @@ def tokenise(
   Args:
     ask: whether the template goes on to where the next answer begins.
   """
-  marked = [{**m, "content": f"{OPEN}{i}{CLOSE}"} for i, m in enumerate(messages)]
-  text = template.render(marked, ask)
+  text, contents = _marked(messages, template, ask)
   specials = special_ids(tokenizer)
   markers = sorted({*specials, *template.markers}, key=len, reverse=True)
   pieces = [
@@ -81,11 +84,11 @@ def tokenise(
   for piece in pieces:
     kind = MARK if ending else UNCOUNTED
     if piece[0] == OPEN:
-      message = messages[int(piece[1:-1])]
-      ending = message["role"] == "assistant"
+      number = int(piece[1:-1])
+      ending = messages[number]["role"] == "assistant"
       kind = TEXT if ending else UNCOUNTED
-      found = tokenizer.encode(message["content"])
-      size += len(message["content"].encode()) if ending else 0
+      found = tokenizer.encode(contents[number])
+      size += len(contents[number].encode()) if ending else 0
     elif piece in specials:
       found, ending = [specials[piece]], False
     else:
@@ -94,6 +97,27 @@ def tokenise(
     ids += found
     counted += [kind] * len(found)
   return np.array(ids, np.int32), np.array(counted, np.int8), size
+
+
+def _marked(messages: Conversation, template: Template, ask: bool) -> tuple[str, list[str]]:
+  """(a conversation's text with OPEN number CLOSE in place of each content, the contents as it has them)."""
+  marks = [{**m, "content": f"{EDGE}{OPEN}{i}{CLOSE}{EDGE}"} for i, m in enumerate(messages)]
+  text = template.render(marks, ask)
+  contents, order = [m["content"] for m in messages], []
+  for left, number, right in _MARKED.findall(text):
+    i = int(number)
+    order.append(i)
+    contents[i] = contents[i] if left else contents[i].lstrip()
+    contents[i] = contents[i] if right else contents[i].rstrip()
+  if order != sorted(set(order)) or not set(range(len(messages))) - {0} <= set(order):
+    raise ConfigError(f"{template.where} leaves messages out or says them twice; use chatml")
+  if template.where:
+    written = _MARKED.sub(lambda mark: contents[int(mark[2])], text)
+    if written != template.render(messages, ask):
+      raise ConfigError(
+        f"{template.where} writes a message otherwise than it stands, by what is in it; use chatml"
+      )
+  return _MARKED.sub(rf"{OPEN}\2{CLOSE}", text), contents
 
 
 def asks(text: str, system: str | None = None) -> list[dict[str, str]]:
@@ -178,7 +202,8 @@ def find_template(name: str, folder: pathlib.Path) -> Template:
   text, settings = _read(folder)
   if text is None:
     raise ConfigError(f"objective.template=tokenizer: {folder} has no chat template; use chatml")
-  return Template(_from_jinja(text, settings, folder))
+  where = f"objective.template=tokenizer: the chat template of {folder}"
+  return Template(_from_jinja(text, settings, where), where=where)
 
 
 def save_template(cfg: Config, folder: pathlib.Path) -> None:
@@ -213,24 +238,25 @@ def _read(folder: pathlib.Path) -> tuple[str | None, dict[str, Any]]:
   return text if isinstance(text, str) else None, settings
 
 
-def _from_jinja(text: str, settings: Mapping[str, Any], folder: pathlib.Path):
-  """A template that can call nothing of Python's, whatever stands in it."""
+def _from_jinja(text: str, settings: Mapping[str, Any], where: str):
+  """A template that can call nothing of Python's, whatever stands in it; what it sees is what transformers'
+  `apply_chat_template` shows it, without tools and documents."""
   import jinja2
-  from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-  where = f"objective.template=tokenizer: the chat template of {folder}"
+  from jinja2.sandbox import ImmutableSandboxedEnvironment, safe_range
 
   def refuse(message):
     raise jinja2.TemplateError(message)
 
-  named = {}
+  named: dict[str, Any] = {"tools": None, "documents": None}
   for key in ("bos_token", "eos_token", "pad_token", "unk_token"):
     token = settings.get(key)
     token = token.get("content") if isinstance(token, Mapping) else token
     named[key] = token if isinstance(token, str) else ""
   try:
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    calls: dict[str, Any] = {"raise_exception": refuse, "range": range}
+    environment = ImmutableSandboxedEnvironment(
+      trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    calls: dict[str, Any] = {"raise_exception": refuse, "range": safe_range}
     calls["namespace"] = jinja2.utils.Namespace
     environment.globals = calls
     compiled = environment.from_string(text)
@@ -239,13 +265,9 @@ def _from_jinja(text: str, settings: Mapping[str, Any], folder: pathlib.Path):
 
   def render(messages, ask):
     try:
-      found = compiled.render(messages=list(messages), add_generation_prompt=ask, **named)
+      return compiled.render(messages=list(messages), add_generation_prompt=ask, **named)
     except Exception as error:
       raise ConfigError(f"{where} refuses a conversation ({_line(error)}); use chatml") from None
-    marks = [int(i) for i in re.findall(f"{OPEN}(\\d+){CLOSE}", found)]
-    if marks != sorted(set(marks)) or not set(range(len(messages))) - {0} <= set(marks):
-      raise ConfigError(f"{where} leaves messages out or says them twice; use chatml")
-    return found
 
   return render
 
