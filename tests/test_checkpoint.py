@@ -4,12 +4,15 @@ import collections
 import dataclasses
 import json
 import logging
+import os
+import platform
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lm.config.errors import ConfigError
 from lm.config.schema import CheckpointConfig
 from lm.runs.checkpoint import Checkpointer, best_step, load_params
 from lm.setup.load import load_config
@@ -97,3 +100,15 @@ def test_the_earliest_of_equal_steps_is_the_best():
   assert best_step(records, watched("bpb"), [1, 2, 3]) is None
   accuracies = [{"step": 1, "eval/val/accuracy": 0.5}, {"step": 2, "eval/val/accuracy": 0.7}]
   assert best_step(accuracies, watched("accuracy"), [1, 2]) == 2  # where higher is better
+
+
+@pytest.mark.parametrize(("pid", "words"), [
+  (os.getpid(), r"yet: process \d+ on .* is training it, at step 5 of 60, and the first comes at step 30;"),
+  (2**22 + 1, r"no checkpoint best \(it holds none\); train first"),
+])  # fmt: skip
+def test_a_run_in_training_says_when_its_first_checkpoint_comes(tmp_path, pid, words):
+  record_run(tmp_path, {})
+  (tmp_path / "run.json").write_text(json.dumps({"status": "running"}))
+  (tmp_path / ".writer.lock").write_text(f"{platform.node()} {pid}\n")
+  with pytest.raises(ConfigError, match=words):
+    load_params(tmp_path, "best")

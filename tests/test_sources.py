@@ -175,6 +175,13 @@ def test_content_decides_before_the_name(tmp_path, packed):
   assert read(f"text:{tmp_path}/a.jsonl", tmp_path) == TEXTS
 
 
+def test_a_column_of_bytes_is_the_same_text_as_one_of_characters(tmp_path):
+  """A mark at the start of a file is none at the start of a cell: as text it was kept, as bytes dropped."""
+  for name, cell in (("a", "\ufeffone"), ("b", "\ufeffone".encode())):
+    (tmp_path / f"{name}.parquet").write_bytes(parquet_bytes([{"text": cell}]))
+    assert read(f"text:{tmp_path}/{name}.parquet", tmp_path) == ["\ufeffone"]
+
+
 def test_parquet_is_read_by_its_column(tmp_path):
   rows = [{"text": text, "meta": {"body": text.upper()}} for text in TEXTS]
   rows[1]["text"] = None

@@ -22,9 +22,9 @@ from lm.files import read_jsonl
 from lm.models import trees
 from lm.models.registry import make_model
 from lm.objectives.registry import objective_of
-from lm.runs import manifest, packed
+from lm.runs import lock, manifest, packed
 from lm.runs.metrics import watched
-from lm.runs.rundir import check_origin, checkpoint_steps, read_config
+from lm.runs.rundir import check_origin, checkpoint_steps, read_config, read_run
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -244,6 +244,7 @@ def load_state(workdir: pathlib.Path, which: str = "best") -> tuple[dict[str, An
   elif (asked := whole_number(which)) in steps:
     step = asked
   else:
+    _say_that_it_runs(workdir, steps)
     held = ", ".join(map(str, steps)) or "none"
     raise ConfigError(
       f"workdir={workdir}: no checkpoint {which} (it holds {held}); train first with "
@@ -293,6 +294,20 @@ def best_step(records: Iterable[dict], cfg: Config, steps: Iterable[int]) -> int
   metric, sign = cfg.eval.stop_metric, 1 if watched(cfg).better == "lower" else -1
   values = {r["step"]: sign * float(r[metric]) for r in records if metric in r}
   return min((step for step in steps if step in values), key=values.get, default=None)
+
+
+def _say_that_it_runs(workdir: pathlib.Path, steps: Sequence[int]) -> None:
+  """ConfigError where a run without a checkpoint is being trained: when its first one comes."""
+  who = lock.writer(workdir) if not steps and read_run(workdir).get("status") == "running" else None
+  if who is None:
+    return
+  cfg, lines = read_config(workdir), read_jsonl(workdir / "metrics.jsonl")
+  at = max((line["step"] for line in lines if isinstance(line.get("step"), int)), default=0)
+  first = min(filter(None, (cfg.checkpoint.every_steps, cfg.train.steps)))  # both are resolved
+  raise ConfigError(
+    f"workdir={workdir}: no checkpoint yet: {who} is training it, at step {at} of {cfg.train.steps}, and the "
+    f"first comes at step {first}; try again then"
+  )
 
 
 def _best_of(steps: Sequence[int], workdir: pathlib.Path) -> int:

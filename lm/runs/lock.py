@@ -135,6 +135,19 @@ def release_all() -> None:
     release(path.parent)
 
 
+def writer(workdir: pathlib.Path) -> str | None:
+  """Who trains there, as "process 12 on here"; None where that process, of this machine, lives no more."""
+  try:
+    host, pid = (workdir / NAME).read_text(encoding="utf-8").split()[:2]
+    if host == platform.node():
+      os.kill(int(pid), 0)
+  except PermissionError:
+    pass  # it lives, and is another user's
+  except (OSError, ValueError, OverflowError):
+    return None
+  return _owner(workdir / NAME)
+
+
 def _owner(path: pathlib.Path) -> str:
   try:
     host, pid = path.read_text(encoding="utf-8").split()[:2]

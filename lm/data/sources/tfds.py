@@ -28,7 +28,7 @@ def documents(name: str, cfg: DataConfig, split: str, where: str) -> Iterator[st
       elif isinstance(raw, str):
         yield raw
       elif isinstance(raw, bytes):
-        yield decode(raw, f"{name} example {index}", 0, where)
+        yield decode(raw, f"{name} example {index}", None, where)
       else:
         raise ConfigError(
           f"data.text_field={cfg.text_field}: not a text feature of {where}; choose another"

@@ -30,7 +30,7 @@ def read(path: str, field: Field, where: str) -> Iterator[str | Record | None]:
           row += 1
           for name, value in record.items():
             if isinstance(value, bytes):
-              record[name] = decode(value, f"{path} row {row}", 0, where)
+              record[name] = decode(value, f"{path} row {row}", None, where)
           yield field.pick(record, f"{path} row {row}", where)
   except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
     reason = " ".join(str(error).split())[:120]

@@ -18,12 +18,13 @@ MARKS = {
 NUL_SHARE = 0.2  # of NUL bytes, from which on a file is no UTF-8 text
 
 
-def decode(raw: bytes, path: str, offset: int, where: str) -> str:
-  """Text of the bytes at `offset` of a file, without the signature at its start."""
+def decode(raw: bytes, path: str, offset: int | None, where: str) -> str:
+  """Text of the bytes at `offset` of a file, without the signature at its start (None: bytes of no file)."""
+  begins = offset == 0
   try:
-    return raw.decode("utf-8-sig" if offset == 0 else "utf-8")
+    return raw.decode("utf-8-sig" if begins else "utf-8")
   except UnicodeDecodeError as error:
-    at = offset + error.start + (len(BOM) if offset == 0 and raw.startswith(BOM) else 0)
+    at = (offset or 0) + error.start + (len(BOM) if begins and raw.startswith(BOM) else 0)
     raise _not_utf8(path, at, error.object[error.start], where) from None
 
 
