@@ -59,7 +59,7 @@ BAD = [
   ),
   (
     {"data.sources": "foo"},
-    "data.sources=foo: no such source; use one of docstrings, python, text, tfds, oracle, facts, "
+    "data.sources=foo: no such source; use one of docstrings, python, text, hub, tfds, oracle, facts, "
     "parallel, reversed, synthetic",
   ),
   ({"data.sources": ""}, "data.sources=(): must name at least one source; use docstrings"),
