@@ -8,7 +8,9 @@ import pytest
 
 import train
 from lm.config.errors import ConfigError
-from lm.runs import rundir
+from lm.runs import rundir, summary
+from lm.setup.load import load_config
+from lm.setup.resolve import resolve
 from tests.test_surroundings import at_batch
 from tests.trained import records, run
 
@@ -33,6 +35,27 @@ def test_a_run_is_trained_again_from_its_record_alone(whole, capsys):
 
 
 @pytest.mark.slow
+def test_what_to_do_next_with_a_run_trained_again_can_be_done(whole):
+  """--reproduce takes no settings beside it."""
+  settings = summary._next_commands(whole, ["train.py", "--config", "configs/smoke.py"])
+  for argv in (["train.py", "--reproduce", "x"], ["train.py", "--reproduce=x"]):
+    again = summary._next_commands(whole, argv)
+    assert again == settings[:-1] and "--reproduce" not in " ".join(again)
+
+
+def test_a_copy_of_a_run_is_another_run_on_a_dashboard(tmp_path):
+  cfg = resolve(load_config("configs/smoke.py"), vocab_size=256, n_devices=1)
+  first, copy, moved = (tmp_path / name for name in ("first", "copy", "moved"))
+  id_of = lambda folder: rundir.open_run(folder, cfg, {})["wandb_id"]
+  began = id_of(first)
+  assert id_of(first) == began
+  shutil.copytree(first, copy)
+  other = id_of(copy)
+  assert other != began and id_of(copy) == other and id_of(first) == began
+  first.rename(moved)
+  assert id_of(moved) == began
+
+
 def test_the_first_number_that_differs_is_named(whole, tmp_path, capsys):
   other = tmp_path / "other"
   shutil.copytree(whole, other)

@@ -60,7 +60,8 @@ def open_run(workdir: pathlib.Path, cfg: Config, facts: Mapping[str, object]) ->
     "id": identity(cfg),
     "sections": section_identities(cfg, OF_DATA),
     "better": watched(cfg).better,
-    "wandb_id": earlier.get("wandb_id", f"{identity(cfg)}-{uuid.uuid4().hex[:6]}"),
+    "wandb_id": _kept_dashboard_id(workdir, earlier) or f"{identity(cfg)}-{uuid.uuid4().hex[:6]}",
+    "folder": str(workdir.resolve()),
     "status": "running",
     "reason": None,
     "argv": sys.argv,
@@ -87,6 +88,22 @@ def open_run(workdir: pathlib.Path, cfg: Config, facts: Mapping[str, object]) ->
   write_json(workdir / "config.json", dataclasses.asdict(cfg))
   write_json(workdir / "run.json", run)
   return run
+
+
+def _kept_dashboard_id(workdir: pathlib.Path, earlier: Mapping[str, object]) -> str | None:
+  """The id under which a dashboard knows the run that is gone on with; None where there is none yet.
+
+  A copy of a folder has none, as long as the folder that it was copied from is there: both would write to
+  one run. One that was moved keeps it.
+  """
+  found, folder = earlier.get("wandb_id"), earlier.get("folder")
+  if isinstance(folder, str) and folder != str(workdir.resolve()):
+    try:
+      if read_run(pathlib.Path(folder)).get("wandb_id") == found:
+        return None
+    except (ConfigError, OSError):
+      pass  # it is no run any more
+  return found if isinstance(found, str) else None
 
 
 def _changed(

@@ -108,13 +108,14 @@ def _next_commands(workdir: pathlib.Path, argv: Sequence[str]) -> list[str]:
     "--workdir",
     f"{workdir}-lr{rate}",
   ]
+  reproduced = any(word.partition("=")[0] == "--reproduce" for word in argv)  # stands alone
   chat = ["--chat"] if answers_chats(cfg) else []
   generate = ["python", "-m", "lm.generate", "--workdir", str(workdir), *chat, "--prompt"]
   other = ["--data", "python", "--max_tokens", "500000"] if kind_of(cfg).any_text else []
   return [
     *([shlex.join([*generate, cfg.sample.prompt])] if family_of(cfg.model).init_cache else []),
     shlex.join(["python", "-m", "lm.evaluate", "--workdir", str(workdir), *other]),
-    shlex.join(["python", *again, f"--config.optim.peak_lr={rate}"]),
+    *([] if reproduced else [shlex.join(["python", *again, f"--config.optim.peak_lr={rate}"])]),
   ]
 
 
