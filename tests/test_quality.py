@@ -182,3 +182,14 @@ def test_a_page_without_a_full_stop_is_read_in_a_moment():
   assert quality.c4("\n".join([line] * 20_000)) is None
   assert quality.c4("\n".join([line.replace("goes", "goes.")] * 20_000)) is not None
   assert time.perf_counter() - began < 3
+
+
+def test_texts_without_blanks_are_compared_by_their_characters():
+  """A page of Chinese was one word, so that two that differ in a character had nothing in common."""
+  rng = np.random.default_rng(0)
+  page = "".join(map(chr, rng.integers(0x4E00, 0x9000, 300)))
+  other = "".join(map(chr, rng.integers(0x4E00, 0x9000, 300)))
+  texts = [page, f"{page[:150]}\u4e00{page[150:]}", other]
+  assert list(near_duplicates.repeats(texts, texts.__getitem__, 0.8)) == [False, True, False]
+  mixed = near_duplicates.shingles_of("one two three four five six")
+  assert len(mixed) == 2

@@ -1,6 +1,7 @@
 """Documents that are nearly the same as an earlier one, found by MinHash and confirmed by their shingles.
 
-A document is the set of its shingles, runs of five words in lower case. Two documents are nearly the same
+A document is the set of its shingles, runs of five words in lower case; where no blanks part words (Chinese,
+Japanese, Thai, Lao, Khmer, Burmese) every character is one. Two documents are nearly the same
 where the Jaccard similarity |A & B| / |A | B| of these sets is a threshold or more. Candidates agree in one
 of b bands of r of their 128 minima (Broder 1997; Leskovec, Rajaraman & Ullman, Massive Datasets, §3.4): of
 pairs at the threshold 99 % or more do, 1 - (1 - s^r)^b. Candidates are compared by the sets themselves, so
@@ -8,12 +9,18 @@ that nothing is dropped by chance (Lee et al. 2022, arXiv:2107.06499, §4.2, do 
 """
 
 import array
+import re
 import zlib
 from collections.abc import Callable, Iterable
 
 import numpy as np
 
 WORDS = 5  # of a shingle
+_UNPARTED = (  # characters of scripts that write words without blanks
+  "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff"
+  "\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
+_WORD = re.compile(f"[{_UNPARTED}]|[^\\s{_UNPARTED}]+")
 MINIMA = 128
 FOUND = 0.99  # least share of pairs at the threshold that are candidates
 MOST = 100  # kept documents of a bucket that a new one is compared with
@@ -67,7 +74,7 @@ def bands_of(threshold: float) -> tuple[int, int]:
 
 def shingles_of(text: str) -> np.ndarray:
   """uint64, sorted: hashes of the text's different shingles; of fewer than five words, of all of them."""
-  words = np.array([zlib.crc32(word.encode()) for word in text.lower().split()], np.uint64)
+  words = np.array([zlib.crc32(word.encode()) for word in _WORD.findall(text.lower())], np.uint64)
   n = max(len(words) - WORDS + 1, 1)
   found = np.zeros(n, np.uint64)
   for i in range(min(WORDS, len(words))):
