@@ -509,6 +509,9 @@ def test_a_signal_while_a_program_imports_is_one_line(tmp_path, program, number)
     capture_output=True,
     text=True,
     timeout=60,
+    preexec_fn=lambda: signal.signal(
+      signal.SIGINT, signal.SIG_DFL
+    ),  # which a shell ignores beside it
   )
   word = "interrupted" if number == signal.SIGINT else "terminated"
   said = f"{word}; nothing was lost: run the same command again\n"

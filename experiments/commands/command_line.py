@@ -16,7 +16,7 @@ def make_parser(description: str) -> Parser:
   actions = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
   parser.command_parsers = actions.choices
   for name, (act, about, example, options) in COMMANDS.items():
-    end = [f"example:\n  {example}", *([words_help()] if _workers in options else [])]
+    end = [*([words_help()] if _workers in options else []), f"example:\n  {example}"]
     command = actions.add_parser(name, help=about, description=f"{about}.", epilog="\n\n".join(end))
     for option in options:
       option(command)

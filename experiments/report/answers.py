@@ -16,6 +16,7 @@ from experiments.report.law_charts import REFERENCES
 from experiments.report.page import escape
 from lm.config.errors import number_of
 
+ROUNDED = 0.005  # of exponents that are published with two decimals
 WORDS = {
   "agrees": "agrees with", "consistent": "is consistent with", "borderline": "barely meets",
   "differs": "differs from", "cannot tell": "cannot be told from",
@@ -87,14 +88,15 @@ def _of_parameters(results: Mapping) -> str:
 
 
 def _against(a) -> str:
-  """Which published exponents the interval holds, and which it leaves out."""
+  """Which published exponents, known to two decimals, the interval holds, and which it leaves out."""
   if not a.interval:
     return ", without an interval"
   low, high = a.interval
   groups = {"holds": [], "excludes": []}
   for label, value, _ in REFERENCES:
     who = label.partition(":")[0]
-    groups["holds" if low <= value <= high else "excludes"].append(f"{who}’s {value:.2f}")
+    is_held = low - ROUNDED <= value <= high + ROUNDED
+    groups["holds" if is_held else "excludes"].append(f"{who}’s {value:.2f}")
   said = [f"{verb} {' and '.join(who)}" for verb, who in groups.items() if who]
   return f": the interval {' and '.join(said)}" if said else ""
 
