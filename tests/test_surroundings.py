@@ -502,17 +502,19 @@ def test_a_signal_while_a_program_imports_is_one_line(tmp_path, program, number)
     f"import os\ntry:\n  os.kill(os.getpid(), {int(number)})\nexcept BaseException:\n  pass\n"
   )
   env = {**os.environ, "PYTHONPATH": str(tmp_path)}
-  made = subprocess.run(
-    [sys.executable, *PROGRAMS[program]],
-    cwd=ROOT,
-    env=env,
-    capture_output=True,
-    text=True,
-    timeout=60,
-    preexec_fn=lambda: signal.signal(
-      signal.SIGINT, signal.SIG_DFL
-    ),  # which a shell ignores beside it
-  )
+  # A shell ignores SIGINT for what it starts beside itself, and what is ignored is inherited.
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  try:
+    made = subprocess.run(
+      [sys.executable, *PROGRAMS[program]],
+      cwd=ROOT,
+      env=env,
+      capture_output=True,
+      text=True,
+      timeout=60,
+    )
+  finally:
+    signal.signal(signal.SIGINT, before)
   word = "interrupted" if number == signal.SIGINT else "terminated"
   said = f"{word}; nothing was lost: run the same command again\n"
   assert (made.returncode, made.stdout, made.stderr) == (128 + number, "", said)
