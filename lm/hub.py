@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 from lm.config.errors import ConfigError, first_line, no_room, number_of, suggest
 
 COMMIT = re.compile("[0-9a-f]{40}")
+TIMEOUT = 20.0  # seconds until the hub counts as out of reach
+LARGE = 50_000  # files from which on what the hub says of a repository may leave some out
 EXAMPLE = "roneneldan/TinyStories/TinyStories-valid.txt"
 
 
@@ -121,9 +123,12 @@ def _names(address: Address, kind: str, where: str) -> list[str]:
   from huggingface_hub import errors
 
   try:
-    found = huggingface_hub.HfApi().list_repo_files(
-      address.repository, repo_type=kind, revision=address.revision
-    )
+    api, name = huggingface_hub.HfApi(), address.repository
+    # Asked for once, while lists of trees are asked for again and again where nobody answers.
+    info = api.repo_info(name, repo_type=kind, revision=address.revision, timeout=TIMEOUT)
+    found = [each.rfilename for each in getattr(info, "siblings", None) or ()]
+    if len(found) >= LARGE:
+      found = api.list_repo_files(name, repo_type=kind, revision=address.revision)
   except errors.HfHubHTTPError as error:
     raise ConfigError(f"{where}: {_said(error)}") from None
   except errors.HFValidationError as error:
