@@ -51,6 +51,7 @@ def test_a_row_holds_identity_sizes_budgets_results_and_config(root):
   assert documented == set(row)
 
 
+@pytest.mark.slow
 def test_status_sets_the_memory_that_was_held_beside_the_plans(tmp_path, monkeypatch, capsys):
   class Device:
     def __init__(self, peak):

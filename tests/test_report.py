@@ -106,6 +106,7 @@ def test_labels_of_a_log_axis_do_not_touch():
     assert all(b / a >= (high / low) ** 0.1 for a, b in itertools.pairwise(ticks))
 
 
+@pytest.mark.slow
 def test_a_fit_has_the_figure_of_its_report_in_a_notebook(fits):
   slices, law = fits
   for fit, title in ((slices, "parameters N"), (law, "training tokens D")):
