@@ -233,6 +233,15 @@ def test_the_checkpoint_decides_whether_a_run_is_done(whole, copy, capfd):
   assert_like(whole, copy)
 
 
+def test_an_interrupted_run_that_is_said_to_be_done_goes_on(whole, copy, capfd):
+  shutil.rmtree(copy / "checkpoints" / "8")
+  said = rundir.read_run(copy) | {"ended_at": 6}
+  (copy / "run.json").write_text(json.dumps(said))
+  assert "resumed at step 6 of 8" in run(copy, **SETTINGS)
+  assert "says done after step 8" in capfd.readouterr().err
+  assert_like(whole, copy)
+
+
 def test_a_finished_run_without_checkpoints_is_left_alone(copy):
   shutil.rmtree(copy / "checkpoints")
   before = (copy / "run.json").read_bytes()

@@ -287,7 +287,8 @@ def is_done(workdir: pathlib.Path, cfg: Config) -> bool:
   folder, last = workdir / "checkpoints", max(steps)
   check_origin(workdir, last, cfg)
   damage = manifest.find_damage(folder / str(last), contents=False)
-  ended = run.get("ended_at", last if run.get("reason") else cfg.train.steps)  # stopped early?
+  # Only what gives a reason, such as an early stop, is done before its last step.
+  ended: Any = run.get("ended_at", last) if run.get("reason") else cfg.train.steps
   if damage is None and last >= ended:
     return True
   found = f"is step {last}" if damage is None else f"({last}) is damaged: {damage}"
