@@ -540,6 +540,18 @@ def test_one_run_is_enough_for_a_page(folder):
   assert len(specs_of(markup)) == 2  # curves, and the response with its one point
 
 
+def interrupted_at_second(draw):
+  """A function that is `draw` once, and an interrupt from then on."""
+  calls = iter([draw])
+
+  def call(*words):
+    if (once := next(calls, None)) is None:
+      raise KeyboardInterrupt
+    return once(*words)
+
+  return call
+
+
 @pytest.mark.slow
 def test_a_page_that_is_stopped_while_it_draws_leaves_the_one_before(folder, tmp_path, monkeypatch):
   from experiments.report import charts, paper
@@ -551,15 +563,7 @@ def test_a_page_that_is_stopped_while_it_draws_leaves_the_one_before(folder, tmp
   assert any(p.parent.name == "p_icml" for p in before)
   for module, name, new in ((paper, "write_figure", ""), (charts, "save", "p_icml")):
     with monkeypatch.context() as patch:
-      draw = getattr(module, name)
-
-      def second(*words, draw=draw, drawn=[]):  # noqa: B006
-        drawn.append(1)
-        if len(drawn) > 1:
-          raise KeyboardInterrupt
-        return draw(*words)
-
-      patch.setattr(module, name, second)
+      patch.setattr(module, name, interrupted_at_second(getattr(module, name)))
       with pytest.raises(KeyboardInterrupt):
         report.write_report(experiment(), Ledger(rows.rows[:3]), str(path), "icml")
     now = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file() and p.parent.name != new}

@@ -1,11 +1,11 @@
 """Documents that are nearly the same as an earlier one, found by MinHash and confirmed by their shingles.
 
 A document is the set of its shingles, runs of five words in lower case; where no blanks part words (Chinese,
-Japanese, Thai, Lao, Khmer, Burmese) every character is one. Two documents are nearly the same
-where the Jaccard similarity |A & B| / |A | B| of these sets is a threshold or more. Candidates agree in one
-of b bands of r of their 128 minima (Broder 1997; Leskovec, Rajaraman & Ullman, Massive Datasets, §3.4): of
-pairs at the threshold 99 % or more do, 1 - (1 - s^r)^b. Candidates are compared by the sets themselves, so
-that nothing is dropped by chance (Lee et al. 2022, arXiv:2107.06499, §4.2, do it by edits).
+Japanese, Thai, Lao, Khmer, Burmese) every character is a word. Two documents are nearly the same where the
+Jaccard similarity |A & B| / |A | B| of these sets is a threshold or more. Candidates agree in one of b bands
+of r of their 128 minima (Broder 1997; Leskovec, Rajaraman & Ullman, Massive Datasets, §3.4): of pairs at the
+threshold 99 % or more do, 1 - (1 - s^r)^b. Candidates are compared by the sets themselves, so that nothing is
+dropped by chance (Lee et al. 2022, arXiv:2107.06499, §4.2, do it by edits).
 """
 
 import array

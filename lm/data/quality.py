@@ -16,7 +16,8 @@ ELLIPSES = ("...", "…")
 # those in all n-grams that were there before.
 TOP = {2: 0.20, 3: 0.18, 4: 0.16}
 REPEATED = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}
-PARTS = (("line", r"\n+", 0.30, 0.20), ("paragraph", r"\n{2,}", 0.30, 0.20))
+# Borders of lines and of paragraphs; largest share of those that were there before, and of their characters.
+PARTS = ((r"\n+", 0.30, 0.20), (r"\n{2,}", 0.30, 0.20))
 
 _ENDS = (".", "!", "?", '"', "”", "'")
 _POLICY = (
@@ -50,7 +51,7 @@ def _unlike_prose(text: str, words: list[str]) -> bool:
 
 
 def _repetitive(text: str, words: list[str]) -> bool:
-  for _, border, most, most_characters in PARTS:
+  for border, most, most_characters in PARTS:
     parts = [part for part in re.split(border, text.strip()) if part.strip()]
     again = [part for part, count in Counter(parts).items() for _ in range(count - 1)]
     if len(again) > most * len(parts) or sum(map(len, again)) > most_characters * len(text):
