@@ -23,22 +23,32 @@ def sentence(n=12):
   return "The " + " ".join(RNG.choice(WORDS, n)) + " of it."
 
 
+def made(n, letters=6):
+  """n words of random letters."""
+  return " ".join(
+    "".join(RNG.choice(list("abcdefghijklmnopqrstuvwxyz"), letters)) for _ in range(n)
+  )
+
+
+FOURS = [made(4, 10) for _ in range(4)]
 PROSE = "\n".join(sentence() for _ in range(8))
 
 
 @pytest.mark.parametrize(("text", "kept"), [
   (PROSE, True),
   (" ".join(PROSE.split()[:49]), False),  # 50 words or more
-  (" ".join(word[:2] for word in PROSE.split()), False),  # of three characters or more
-  (" ".join(word * 4 for word in PROSE.split()), False),  # of ten or less
-  (PROSE + " #" * 20, False),
-  (PROSE + " …" * 20, False),
+  (made(80, 2) + " the of", False),  # of three characters or more
+  (made(80, 12) + " the of", False),  # of ten or less
+  (made(80).replace(" ", "# ") + " the of", False),
+  (made(80).replace(" ", "… ") + " the of", False),
   ("\n".join(f"- {line}" for line in PROSE.split("\n")), False),
   ("\n".join(line + (" ..." if i % 2 else "") for i, line in enumerate(PROSE.split("\n"))), False),
-  (PROSE + " 1000" * 30, False),  # 80 % of the words have a letter
+  (f"{made(60)} the of {' '.join(map(str, range(1000, 1030)))}", False),  # 80 % of words have a letter
   (PROSE.replace("The", "A").replace("of", "on"), False),  # no two of the words that prose has
-  (PROSE + "\n" + "\n".join(PROSE.split("\n")[:6]), False),  # lines that were there before
-  (PROSE + " plaind stourt" * 30, False),  # one pair of words again and again
+  (PROSE + "\nab cd" * 6, False),  # many lines that were there before
+  ("\n".join([*FOURS, made(6), made(6), *FOURS[::-1], *(made(6) for _ in range(6)), "the of"]), False),
+  (" ".join(f"plaind stourt {word}" for word in made(40).split()) + " the of", False),  # one pair of words
+  (" ".join([(again := made(30)), made(50), again, "the of"]), False),  # a passage of 30 words
 ])  # fmt: skip
 def test_gopher_drops_what_its_table_says(text, kept):
   assert (quality.gopher(text) == text) is kept
