@@ -2,8 +2,9 @@
 
 They are named OWNER/NAME[@REVISION]/PATTERN: `*`, `?`, `[...]` and `[!...]` match within a name of a folder
 or file, `**` any folders. Without a revision it is the newest on the main branch, or the one in the cache
-where the hub cannot be reached; a whole commit is asked for once. HF_HOME, HF_TOKEN, HF_ENDPOINT and
-HF_HUB_OFFLINE are the library's own settings.
+where the hub cannot be reached; a whole commit is asked for once. A process reads one commit of a branch or
+tag, the first that it finds, wherever that moves meanwhile. HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE
+are the library's own settings.
 """
 
 import glob
@@ -25,6 +26,9 @@ class Address(NamedTuple):
   repository: str  # OWNER/NAME
   revision: str | None  # branch, tag or commit
   pattern: str  # of the files; "" = not said
+
+
+_commits: dict[tuple[str, Address], str] = {}  # those that this process reads
 
 
 def parse(name: str, where: str) -> Address:
@@ -59,11 +63,13 @@ def fetch(
   address: Address, kind: str, patterns: list[str], where: str
 ) -> tuple[pathlib.Path, list[str]]:
   """(the folder of a revision in the cache, the names in it that match one of the patterns, one or more)."""
+  said = (kind, address._replace(pattern=""))
+  address = address._replace(revision=_commits.get(said, address.revision))
   folder = _cached(address, kind, patterns) if COMMIT.fullmatch(address.revision or "") else None
-  listed = []
+  commit, listed = folder.name if folder else "", []
   if folder is None:
     try:
-      listed = _names(address, kind, where)
+      commit, listed = _names(address, kind, where)
     except _NoConnectionError as error:
       folder = _cached(address, kind, patterns)
       if folder is None:
@@ -71,6 +77,8 @@ def fetch(
           f"{where}: the hub cannot be reached ({error}) and the cache has not all of it; try again, or "
           "fetch it elsewhere and use text:FILES"
         ) from None
+      commit = folder.name
+  _commits[said] = commit
   if folder is not None:
     found = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     listed = sorted(found)
@@ -81,7 +89,7 @@ def fetch(
     raise ConfigError(
       f"{where}: {no if address.pattern else f'names no file; add a pattern: it has {_some(listed)}'}"
     )
-  return folder or _download(address, kind, where, [glob.escape(name) for name in names]), names
+  return folder or _download(address, commit, kind, where, [glob.escape(n) for n in names]), names
 
 
 def _matching(names: list[str], patterns: list[str]) -> list[str]:
@@ -117,8 +125,8 @@ class _NoConnectionError(Exception):
   """The hub did not answer."""
 
 
-def _names(address: Address, kind: str, where: str) -> list[str]:
-  """Names of all files of a repository."""
+def _names(address: Address, kind: str, where: str) -> tuple[str, list[str]]:
+  """(the commit that a revision is now, the names of all files of it)."""
   import huggingface_hub
   from huggingface_hub import errors
 
@@ -128,14 +136,14 @@ def _names(address: Address, kind: str, where: str) -> list[str]:
     info = api.repo_info(name, repo_type=kind, revision=address.revision, timeout=TIMEOUT)
     found = [each.rfilename for each in getattr(info, "siblings", None) or ()]
     if len(found) >= LARGE:
-      found = api.list_repo_files(name, repo_type=kind, revision=address.revision)
+      found = api.list_repo_files(name, repo_type=kind, revision=info.sha)
   except errors.HfHubHTTPError as error:
     raise ConfigError(f"{where}: {_said(error)}") from None
   except errors.HFValidationError as error:
     raise ConfigError(f"{where}: {first_line(error)}; check the name") from None
   except Exception as error:  # in the words of whichever library noticed
     raise _NoConnectionError(first_line(error)) from None
-  return sorted(found)
+  return info.sha or "", sorted(found)
 
 
 def _cached(address: Address, kind: str, patterns: list[str]) -> pathlib.Path | None:
@@ -154,14 +162,20 @@ def _cached(address: Address, kind: str, patterns: list[str]) -> pathlib.Path | 
     return None
 
 
-def _download(address: Address, kind: str, where: str, patterns: list[str]) -> pathlib.Path:
+def _download(
+  address: Address, commit: str, kind: str, where: str, patterns: list[str]
+) -> pathlib.Path:
+  """The folder of a commit, with those files; the cache learns that the revision is that commit."""
   import huggingface_hub
   from huggingface_hub import errors
 
   try:
-    found = huggingface_hub.snapshot_download(
-      address.repository, repo_type=kind, revision=address.revision, allow_patterns=patterns
-    )
+    for revision in (address.revision, commit):  # the second where the first has just moved
+      found = huggingface_hub.snapshot_download(
+        address.repository, repo_type=kind, revision=revision, allow_patterns=patterns
+      )
+      if pathlib.Path(found).name == commit:
+        break
     return pathlib.Path(found)
   except errors.HfHubHTTPError as error:
     raise ConfigError(f"{where}: {_said(error)}") from None

@@ -26,6 +26,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
   repositories: typing.ClassVar[dict] = {}  # (kind, name) -> {revision: {file: bytes}}
   asked: typing.ClassVar[list] = []
+  moves: typing.ClassVar[list] = []  # after so many requests, main becomes another commit
 
   def do_GET(self):
     self._answer(True)
@@ -36,6 +37,11 @@ class Hub(http.server.BaseHTTPRequestHandler):
   def _answer(self, body):
     parts = urllib.parse.unquote(urllib.parse.urlparse(self.path).path).strip("/").split("/")
     self.asked.append(self.path)
+    if self.moves and len(self.asked) > self.moves[0]:
+      COMMITS.update(old=COMMITS["main"], main="c" * 40)
+      revisions = self.repositories["dataset", "who/what"]
+      revisions.update(old=revisions["main"], main=revisions["next"])
+      self.moves.clear()
     if parts[0] == "api":
       kind, name, rest = parts[1].removesuffix("s"), "/".join(parts[2:4]), parts[4:]
       found = self._revision(kind, name, rest[1] if rest else "main")
@@ -97,6 +103,9 @@ def server(tmp_path, monkeypatch):
     ("dataset", "who/what"): {"main": files, "v1": old}, ("dataset", "who/gated"): {},
   })  # fmt: skip
   monkeypatch.setattr(Hub, "asked", [])
+  monkeypatch.setattr(Hub, "moves", [])
+  monkeypatch.setitem(globals(), "COMMITS", dict(COMMITS))
+  monkeypatch.setattr(hub, "_commits", {})
   with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as served:
     threading.Thread(target=served.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{served.server_port}"
@@ -150,6 +159,7 @@ def test_what_was_fetched_is_read_without_the_hub(server, tmp_path):
   found = read("hub:who/what/data/*.jsonl", cfg)
   server.shutdown()
   server.server_close()
+  hub._commits.clear()  # as another process
   assert read("hub:who/what/data/*.jsonl", cfg) == found
   # A part of what is asked for is not taken for all of it.
   for name in ("who/else/a", "who/what@v1/data/*.jsonl"):
@@ -157,6 +167,30 @@ def test_what_was_fetched_is_read_without_the_hub(server, tmp_path):
       ConfigError, match=rf"^data.sources=hub:{re.escape(name)}: the hub cannot be reach"
     ):
       read(f"hub:{name}", cfg)
+
+
+def test_a_process_reads_one_commit_of_a_branch_that_moves(server, tmp_path, monkeypatch):
+  """The identity of a source is asked for first, its documents later: they were another commit's."""
+  cfg, name = config(tmp_path), "hub:who/what/*.jsonl"
+  content = {text: json.dumps({"text": text}).encode() for text in ("before", "after")}
+  texts, most = [], 0
+  for moves in range(9):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / f"cache{moves}"))
+    hub._commits.clear()  # as another process
+    COMMITS.pop("old", None)
+    COMMITS["main"] = "a" * 40
+    old, new = ({"a.jsonl": each} for each in content.values())
+    Hub.repositories["dataset", "who/what"] = {"main": old, "next": new}
+    Hub.asked.clear()
+    Hub.moves[:] = [moves]
+    identity = sources.identity(name, cfg, "train")
+    (text,) = read(name, cfg)
+    most = max(most, len(Hub.asked))
+    (tmp_path / "copy.jsonl").write_bytes(content[text])
+    assert identity == sources.identity(f"text:{tmp_path}/copy.jsonl", cfg, "train")
+    assert read(name, cfg) == [text]
+    texts.append(text)
+  assert texts[0] == "after" and texts[-1] == "before" and most < 9  # it moved in every gap
 
 
 @pytest.mark.parametrize(("name", "message"), [
