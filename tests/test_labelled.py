@@ -9,7 +9,7 @@ import pytest
 from lm.config.errors import ConfigError
 from lm.data import augment, order
 from lm.data.kinds import KINDS
-from lm.data.labelled import LabelledBatches, LabelledEval, cut
+from lm.data.labelled import LabelledBatches, LabelledEval, cut, open_graded, string_of
 from lm.files import write_json
 from lm.runs import summary
 from lm.setup.load import load_config
@@ -67,16 +67,17 @@ def texts_of(data, batch):
 
 def test_an_epoch_holds_every_record_once_with_its_label(source):
   cfg, data = config(source)
-  assert data.labels == ("no", "yes") and data.vocab_size == data.tokenizer.vocab_size
-  batches, seen = LabelledBatches(data, cfg), []
-  for step in range(-(-data.train.n_docs // 16)):
+  assert data.learned["labels"] == ["no", "yes"]
+  assert data.vocab_size == data.tokenizer.vocab_size
+  batches, n, seen = LabelledBatches(data, cfg), len(data.train["labels"]), []
+  for step in range(-(-n // 16)):
     seen += texts_of(data, batches.at(step))
-  seen = seen[: data.train.n_docs]
-  assert len({text for text, *_ in seen}) == len(seen) == data.train.n_docs
+  seen = seen[:n]
+  assert len({text for text, *_ in seen}) == len(seen) == n
   for text, _, label in seen:
     number = int(text.split()[-1])
     assert text == f"{sentence(number)} {number}" and label == (0 if number % 3 else 1)
-  held_out = {data.val.string(i) for i in range(data.val.n_docs)}
+  held_out = {string_of(data.val, i) for i in range(len(data.val["labels"]))}
   assert not held_out & {text for text, *_ in seen} and len(held_out) + len(seen) == N
 
 
@@ -110,9 +111,9 @@ def test_an_evaluation_set_is_read_whole_and_padded(source):
   cfg, data = config(source)
   batches = LabelledEval(KINDS["labelled"].held_out(data), cfg, None, None)
   weights = np.concatenate([batches.at(i)["weights"] for i in range(len(batches))])
-  assert weights.sum() == data.val.n_docs == batches.facts["texts"]
+  assert weights.sum() == len(data.val["labels"]) == batches.facts["texts"]
   some = LabelledEval(KINDS["labelled"].held_out(data), cfg, 40, None)
-  assert 0 < some.facts["tokens"] <= 40 and some.facts["texts"] < data.val.n_docs
+  assert 0 < some.facts["tokens"] <= 40 and some.facts["texts"] < len(data.val["labels"])
 
 
 def test_columns_without_a_header_go_by_number(source, tmp_path):
@@ -120,7 +121,8 @@ def test_columns_without_a_header_go_by_number(source, tmp_path):
   (tmp_path / "rows.tsv").write_text("\n".join(lines))
   numbers = {"data__text_field": "0", "data__label_field": "1"}
   _, data = config(source, data__sources=(f"text:{tmp_path}/rows.tsv",), **numbers)
-  assert data.train.n_docs + data.val.n_docs == 40 and data.labels == ("a", "b")
+  assert len(data.train["labels"]) + len(data.val["labels"]) == 40
+  assert data.learned["labels"] == ["a", "b"]
 
 
 def test_long_texts_are_refused_or_cut(source):
@@ -161,17 +163,15 @@ def test_a_label_that_training_lacks_is_refused_with_its_place(source, tmp_path)
   ):
     data.extra(other)
   again = write(tmp_path, "again.jsonl", 5, label="no")
-  assert data.extra(f"again={again}").labels.tolist() == [0] * 5
+  assert data.extra(f"again={again}")["labels"].tolist() == [0] * 5
 
 
 def test_grades_are_numbers(source, tmp_path):
   cfg = load_config("configs/classify.py", source | {"data.label_field": "grade"})
-  from lm.data.labelled import open_labelled
-
-  data = open_labelled(cfg, graded=True)
-  assert data.labels is None and data.train.labels.dtype == np.float32
+  data = open_graded(cfg)
+  assert data.learned["labels"] is None and data.train["labels"].dtype == np.float32
   with pytest.raises(ConfigError, match="has 'yes', which is no number"):
-    open_labelled(load_config("configs/classify.py", source), graded=True)
+    open_graded(load_config("configs/classify.py", source))
 
 
 def test_the_record_names_a_further_set_by_what_it_holds(source, tmp_path):

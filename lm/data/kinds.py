@@ -326,8 +326,8 @@ def labelled_arrays(cfg: Config, training: bool, label: type = np.int32) -> dict
 LABELLED = Kind(
   unit="tokens",
   open=labelled.open_labelled,
-  vocab_size=labelled.labelled_vocab_size,
-  describe=labelled.describe_labelled,
+  vocab_size=lambda cfg: known_vocab_size(cfg.data),
+  describe=records.describe_records,
   arrays=labelled_arrays,
   train=labelled.LabelledBatches,
   held_out=lambda data: labelled.LabelledSet(data.val, data.tokenizer),
@@ -337,13 +337,13 @@ LABELLED = Kind(
   mean_units=labelled.mean_labelled,
   check=labelled.check_labelled,
   labelled=True,
-  untrained=labelled.untrained,
+  untrained=functools.partial(records.untrained, labelled.CLASSES),
 )
 # Labels that are numbers.
 GRADED = dataclasses.replace(
   LABELLED,
-  open=functools.partial(labelled.open_labelled, graded=True),
-  untrained=lambda cfg, tokenizer, labels: labelled.untrained(cfg, tokenizer, None),
+  open=labelled.open_graded,
+  untrained=lambda cfg, tokenizer, labels: records.untrained(labelled.GRADES, cfg, tokenizer, None),
   arrays=functools.partial(labelled_arrays, label=np.float32),
 )
 

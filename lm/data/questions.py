@@ -9,6 +9,7 @@ and `facts:N`; questions of an article are held out together.
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -42,19 +43,25 @@ class Question(NamedTuple):
 # --- reading --------------------------------------------------------------------------------------
 
 
-def read(specs: Sequence[str], cfg: Config, key: str) -> Iterator[Question]:
+def read(specs: Sequence[str], cfg: Config, key: str, counts: Counter[str]) -> Iterator[Question]:
   """The questions of sources. Raises: ConfigError, as of `read_squad`, and for sources of other kinds."""
   for spec in specs:
-    kind, name = parse_spec(spec, key)
-    where = f"{key}={spec}"
-    if kind == "facts":
-      for number, fact in enumerate(facts.read(name, where)):
-        for asked, answer in fact.answers.items():
-          place = f"fact {number}"
-          yield Question(place, fact.text, f"{number} {asked}", asked, fact.text, (answer,))
-    else:
-      for path in files(spec, "has no questions; use text:FILE of SQuAD's JSON", key):
-        yield from read_squad(path, where)
+    for question in _of_source(spec, key):
+      counts["questions"] += 1
+      yield question
+
+
+def _of_source(spec: str, key: str) -> Iterator[Question]:
+  kind, name = parse_spec(spec, key)
+  where = f"{key}={spec}"
+  if kind == "facts":
+    for number, fact in enumerate(facts.read(name, where)):
+      for asked, answer in fact.answers.items():
+        place = f"fact {number}"
+        yield Question(place, fact.text, f"{number} {asked}", asked, fact.text, (answer,))
+  else:
+    for path in files(spec, "has no questions; use text:FILE of SQuAD's JSON", key):
+      yield from read_squad(path, where)
 
 
 def read_squad(path: str, where: str) -> list[Question]:
@@ -240,7 +247,7 @@ FORM = Form(
   settings=lambda cfg: [],
   group=lambda question: question.article,
   texts=lambda questions: dict.fromkeys(text for q in questions for text in (q.context, q.text)),
-  learn=lambda questions, cfg: {"documents": {"questions": len(questions)}},
+  learn=lambda train, val, cfg: {},
   arrays=arrays,
   sizes=lambda store, cfg: (
     len(store["context"]),

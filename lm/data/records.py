@@ -1,8 +1,8 @@
-"""Records on disk, each side as plain arrays under one tokenizer: what tagged words and questions share.
+"""Records on disk, each side as plain arrays under one tokenizer: labelled texts, tagged words, questions.
 
     <cache_dir>/<key>/            key: hash of source contents, settings, split and tokenizer
       vocabulary.json             the tokenizer
-      learned.json                what all records taught, such as the tags there are, and counts
+      learned.json                what the records taught, such as the labels there are, and counts
       train/ val/                 a store each: NAME.npy
 
 A further evaluation set is a folder of its own with a store `val`.
@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -46,22 +47,23 @@ class Form(NamedTuple):
 
   Attributes:
     name, version: another layout is another folder.
-    read: (specs, config, key) -> records in their order; `key` begins messages.
+    read: (specs, config, key, counts) -> records in their order; `key` begins messages, and `counts` is
+      added to.
     settings: config -> what of it decides records and arrays, beside the sources.
     group: record -> text; records of one group are on one side.
     texts: records -> what a tokenizer is trained on.
-    learn: (records, config) -> what is kept of all of them, to be said in JSON.
+    learn: (records to train on, those held out, config) -> what is kept of them, to be said in JSON.
     arrays: (records, tokenizer, what was learned, config, key) -> the arrays of a store.
     sizes: (store, config) -> (documents, tokens of an epoch, bytes).
   """
 
   name: str
   version: int
-  read: Callable[[Sequence[str], Config, str], Iterator[Any]]
+  read: Callable[[Sequence[str], Config, str, Counter[str]], Iterator[Any]]
   settings: Callable[[Config], list]
   group: Callable[[Any], str]
   texts: Callable[[Sequence[Any]], Iterable[str]]
-  learn: Callable[[Sequence[Any], Config], dict[str, Any]]
+  learn: Callable[[Sequence[Any], Sequence[Any], Config], dict[str, Any]]
   arrays: Callable[[Sequence[Any], Tokenizer, dict, Config, str], dict[str, np.ndarray]]
   sizes: Callable[[RecordStore, Config], tuple[int, int, int]]
 
@@ -103,7 +105,7 @@ class Records:
     key = hash_of([form.version, "extra", content, form.settings(self.cfg), self.folder.name])
 
     def build(folder: pathlib.Path, track: Callable) -> None:
-      rows = list(form.read([spec], self.cfg, key_name))
+      rows = list(form.read([spec], self.cfg, key_name, Counter()))
       if not rows:
         raise ConfigError(f"{key_name}={spec}: holds no record; check it")
       arrays = form.arrays(rows, self.tokenizer, self.learned, self.cfg, key_name)
@@ -126,9 +128,10 @@ def open_records(cfg: Config, form: Form, quiet: bool = False) -> Records:
     return hash_of([form.version, form.name, content, settings])
 
   def build(folder: pathlib.Path, track: Callable) -> None:
-    rows = list(form.read(data.sources, cfg, "data.sources"))
-    learned = form.learn(rows, cfg)
-    train, val = split(rows, form.group, data)
+    counts: Counter[str] = Counter()
+    rows = list(form.read(data.sources, cfg, "data.sources", counts))
+    train, val = _split(rows, form.group, data)
+    learned = {**form.learn(train, val, cfg), "documents": dict(counts)}
     texts = list(form.texts(train))
     n_bytes = sum(len(text.encode()) for text in texts)
     tokenizer = tokenizers.make_tokenizer(data, texts, n_bytes)
@@ -146,14 +149,17 @@ def open_records(cfg: Config, form: Form, quiet: bool = False) -> Records:
   return Records(form, cfg, folder, tokenizer, train, val, learned, {}, quiet)
 
 
-def untrained(form: Form, cfg: Config, tokenizer: Tokenizer, labels: Sequence[str]) -> Records:
+def untrained(
+  form: Form, cfg: Config, tokenizer: Tokenizer, labels: Sequence[str] | None
+) -> Records:
   """`Records` without any, whose `extra` reads sets for a model that came with its tokenizer and labels."""
-  folder = pathlib.Path(hash_of([tokenizers.fingerprint(tokenizer), list(labels)]))
+  learned = {"labels": None if labels is None else list(labels)}
+  folder = pathlib.Path(hash_of([tokenizers.fingerprint(tokenizer), learned["labels"]]))
   none = RecordStore("none", {}, "")
-  return Records(form, cfg, folder, tokenizer, none, none, {"labels": list(labels)}, {}, False)
+  return Records(form, cfg, folder, tokenizer, none, none, learned, {}, False)
 
 
-def split(
+def _split(
   rows: Sequence[Any], group: Callable[[Any], str], cfg: DataConfig
 ) -> tuple[list[Any], list[Any]]:
   """(training, held out): by the hash of each record's group, so that others change nothing, or the tail."""

@@ -41,27 +41,41 @@ class Sentence(NamedTuple):
 # --- reading --------------------------------------------------------------------------------------
 
 
-def read(specs: Sequence[str], cfg: Config, key: str) -> Iterator[Sentence]:
+def read(specs: Sequence[str], cfg: Config, key: str, counts: Counter[str]) -> Iterator[Sentence]:
   """The sentences of sources, each "text:GLOB" or "facts:N"; those without words are passed over.
 
   Raises:
     ConfigError: with file and line: a word without a tag, lists of unequal length, what is no list.
   """
   for spec in specs:
-    kind, name = parse_spec(spec, key)
-    where = f"{key}={spec}"
-    if kind == "facts":
-      for number, fact in enumerate(facts.read(name, where)):
-        yield Sentence(f"fact {number}", fact.words, fact.tags)
-      continue
-    if kind != "text":
-      raise ConfigError(f"{where}: has no tags; use text:FILES")
-    columns = _columns(cfg)
-    for path in find_files(name, where):
-      found = _of_columns(path, columns, where) if columns else _of_records(path, cfg, where)
-      for sentence in found:
-        if sentence.words:
-          yield sentence
+    for sentence in _of_source(spec, cfg, key):
+      if sentence.words:
+        _check_scheme(sentence, cfg)
+        counts.update(sentences=1, words=len(sentence.words))
+        yield sentence
+
+
+def _check_scheme(sentence: Sentence, cfg: Config) -> None:
+  for tag in sentence.tags:
+    if cfg.objective.scheme == "bio" and tag != OUTSIDE and not NAMED.fullmatch(tag):
+      raise ConfigError(
+        f"objective.scheme=bio: {sentence.place} has the tag {tag!r}, which is not O, B-TYPE or I-TYPE; "
+        "use plain"
+      )
+
+
+def _of_source(spec: str, cfg: Config, key: str) -> Iterator[Sentence]:
+  kind, name = parse_spec(spec, key)
+  where = f"{key}={spec}"
+  if kind == "facts":
+    for number, fact in enumerate(facts.read(name, where)):
+      yield Sentence(f"fact {number}", fact.words, fact.tags)
+    return
+  if kind != "text":
+    raise ConfigError(f"{where}: has no tags; use text:FILES")
+  columns = _columns(cfg)
+  for path in find_files(name, where):
+    yield from _of_columns(path, columns, where) if columns else _of_records(path, cfg, where)
 
 
 def _columns(cfg: Config) -> tuple[int, int] | None:
@@ -134,24 +148,14 @@ def _of_records(path: str, cfg: Config, where: str) -> Iterator[Sentence]:
     yield found
 
 
-def learn(sentences: Sequence[Sentence], cfg: Config) -> dict[str, Any]:
-  """{"labels": the tags, "documents": counts}.
+def learn(train: Sequence[Sentence], val: Sequence[Sentence], cfg: Config) -> dict[str, Any]:
+  """{"labels": the tags of both sides}.
 
   By objective.scheme: bio: O and, of every type in the order of letters, B-TYPE and I-TYPE, used or not, so
   that tag 0 is O, odd ones begin a name and even ones go on with it; plain: the tags as they are.
   """
-  counts = {"sentences": len(sentences), "words": sum(len(s.words) for s in sentences)}
-  tags = Counter(tag for sentence in sentences for tag in sentence.tags)
-  if cfg.objective.scheme == "plain":
-    return {"labels": sorted_labels(set(tags)), "documents": counts}
-  for sentence in sentences:
-    for tag in sentence.tags:
-      if tag != OUTSIDE and not NAMED.fullmatch(tag):
-        raise ConfigError(
-          f"objective.scheme=bio: {sentence.place} has the tag {tag!r}, which is not O, B-TYPE or I-TYPE; "
-          "use plain"
-        )
-  return {"labels": bio_tags(tags), "documents": counts}
+  tags = {tag for sentence in (*train, *val) for tag in sentence.tags}
+  return {"labels": sorted_labels(tags) if cfg.objective.scheme == "plain" else bio_tags(tags)}
 
 
 def bio_tags(tags: Iterable[str]) -> list[str]:
