@@ -17,6 +17,7 @@ from lm.evaluate import evaluate_run
 from lm.models.registry import make_model
 from lm.models.trees import init_params
 from lm.objectives import distillation, next_token
+from lm.objectives.teacher import read_section
 from lm.runs import rundir
 from lm.runs.checkpoint import load_state
 from lm.setup.hparams import make_hparams
@@ -190,3 +191,13 @@ def test_the_config_takes_the_teachers_tokenizer_whatever_its_kind(tmp_path):
   (tmp_path / "config.json").write_text('{"data": {"tokenizer": "sentencepiece"}}')
   data = run_config_file(f"configs/distillation.py:{tmp_path}").data
   assert (data.tokenizer, data.tokenizer_path) == ("sentencepiece", f"{tmp_path}/tokenizer")
+
+
+def test_a_teacher_that_cannot_be_read_is_one_line(tmp_path):
+  file = tmp_path / "config.json"
+  file.write_text("{")
+  with pytest.raises(ConfigError, match=r"=\(damaged\): must be a JSON object.*another teacher"):
+    read_section(str(tmp_path))
+  file.write_text('{"model": {"family": "decoder"}, "extensions": ["no_such_module"]}')
+  with pytest.raises(ConfigError, match=r"its extensions=no_such_module cannot be imported"):
+    read_section(str(tmp_path))

@@ -448,7 +448,28 @@ def test_a_git_that_does_not_answer_in_time_stops_no_run(monkeypatch):
     raise subprocess.TimeoutExpired(command, options["timeout"])
 
   monkeypatch.setattr(rundir.subprocess, "run", slow)
-  assert rundir.git_state() == {"commit": None, "dirty": None}
+  assert rundir.git_state() == {"commit": None, "dirty": None, "uncommitted": None}
+
+
+def test_what_is_not_committed_is_told_apart(tmp_path, monkeypatch):
+  git = lambda *words: subprocess.run(
+    ["git", *words], cwd=tmp_path, check=True, capture_output=True
+  )
+  file = tmp_path / "code.py"
+  file.write_text("a = 1\n")
+  git("init")
+  git("add", "code.py")
+  git("-c", "user.name=x", "-c", "user.email=x@example.com", "commit", "-m", "x")
+  monkeypatch.setattr(rundir, "__file__", str(file))
+  found = []
+  for text in ("a = 1\n", "a = 2\n", "a = 3\n", "a = 2\n"):
+    file.write_text(text)
+    state = rundir.git_state()
+    assert state["dirty"] == (text != "a = 1\n") == (state["uncommitted"] is not None)
+    found.append(state["uncommitted"])
+  assert len(set(found)) == 3 and found[1] == found[3]
+  git("config", "diff.noprefix", "true")
+  assert rundir.git_state()["uncommitted"] == found[1]
 
 
 # --- terminals and names that know no UTF-8 ---------------------------------------------------------

@@ -6,6 +6,9 @@ from collections.abc import Collection, Mapping
 
 from lm.config.schema import Config, KeyRule, flatten, rules_of
 
+# Where texts, tokenizers and words lie, which a run that was moved may say otherwise.
+PLACES = ("data.sources", "data.tokenizer_path", "data.tfds_dir", "data.synonyms")
+
 
 def identity(cfg: Config) -> str:
   """12 hex digits of what the run computes.
@@ -16,12 +19,17 @@ def identity(cfg: Config) -> str:
 
 
 def section_identities(cfg: Config, without: Collection[str] = ()) -> dict[str, str]:
-  """{"model": 12 hex digits, ...} as of `identity`, but for each section, without some keys."""
+  """{"model": 12 hex digits, ...} as of `identity`, but for each section, without some keys.
+
+  A key of no section, such as `seed`, is one of its own; "reading" is data without the keys that say where
+  something lies (PLACES).
+  """
   sections: dict[str, dict[str, object]] = {}
   known = rules_of(cfg)
   for key, value in identity_fields(cfg).items():
-    if "." in key and key not in without:
+    if key not in without:
       sections.setdefault(key.partition(".")[0], {})[key] = value
+  sections["reading"] = {k: v for k, v in sections["data"].items() if k not in PLACES}
   return {name: _digest(fields, known) for name, fields in sections.items()}
 
 

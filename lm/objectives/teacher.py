@@ -5,7 +5,6 @@ as `extra[name]`, and evaluation goes without.
 """
 
 import importlib
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ import jax
 from lm.config.errors import ConfigError, number_of
 from lm.config.schema import Config, ModelConfig, neutral_values
 from lm.data.tokenizers import fingerprint, load_tokenizer
+from lm.files import read_object
 from lm.models import trees
 from lm.models.registry import FAMILIES, make_model
 
@@ -45,7 +45,7 @@ def read_section(where: str) -> ModelConfig | None:
   file = pathlib.Path(where).expanduser() / "config.json"
   if not file.is_file():
     return None
-  saved = json.loads(file.read_text(encoding="utf-8"))
+  saved = read_object(file, "bring it back from a copy, or choose another teacher")
   model = saved.get("model")
   if not isinstance(model, Mapping):
     raise ConfigError(
@@ -53,7 +53,13 @@ def read_section(where: str) -> ModelConfig | None:
       f"--from {where} --workdir runs/teacher"
     )
   for name in saved.get("extensions") or ():
-    importlib.import_module(name)
+    try:
+      importlib.import_module(name)
+    except ImportError as error:
+      raise ConfigError(
+        f"objective.teacher={where}: its extensions={name} cannot be imported ({error}); start where Python "
+        "finds it"
+      ) from None
   family = model.get("family")
   section: Any = FAMILIES[family].section if family in FAMILIES else None
   values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in model.items()}

@@ -215,7 +215,7 @@ def usable_params(state: Mapping[str, Any]) -> Any:
 
 
 def load_state(workdir: pathlib.Path, which: str = "best") -> tuple[dict[str, Any], int]:
-  """(the fields of a saved State on the default device, without its optimizer's, step) of a run.
+  """(the fields of a saved State on the default device, step) of a run.
 
   Args:
     workdir: the run directory.

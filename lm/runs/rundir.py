@@ -5,6 +5,7 @@ it ended.
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
@@ -21,7 +22,7 @@ from typing import Any
 import jax
 
 from lm.config.errors import ConfigError, whole_number
-from lm.config.identity import identity, identity_fields, section_identities
+from lm.config.identity import PLACES, identity, identity_fields, section_identities
 from lm.config.schema import Config, flatten, rules_of
 from lm.files import read_jsonl, read_object, write_json
 from lm.runs import bucket, manifest
@@ -38,7 +39,15 @@ RUN_TYPES = {
 IMPORTED = "imported.json"  # of an imported run: the config.json that its model came with
 OF_DATA = ("train.tokens", "train.tokens_per_param", "train.flops", "train.steps")
 # Of run.json: what decides the bits beside the config.
-SETTING = ("device", "n_devices", "versions", "commit", "mesh", "stacked")
+SETTING = (
+  "device", "n_devices", "versions", "commit", "uncommitted", "extensions", "mesh", "stacked",
+)  # fmt: skip
+# Says the same whatever git's settings are.
+PATCH = (
+  "-c", "diff.noprefix=false", "-c", "diff.mnemonicPrefix=false", "-c", "core.quotePath=true",
+  "diff", "HEAD", "--full-index", "--no-color", "--no-ext-diff", "--no-textconv", "--no-renames",
+  "-U3", "--diff-algorithm=myers", "--no-relative", "--ita-invisible-in-index", "--submodule=short",
+)  # fmt: skip
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "tokenizers")
 
 
@@ -69,6 +78,7 @@ def open_run(workdir: pathlib.Path, cfg: Config, facts: Mapping[str, object]) ->
     "resumed": [*earlier.get("resumed", []), now] if earlier else [],
     "ended": None,
     **git_state(),
+    "extensions": extension_digests(cfg),
     "versions": versions(),
     "host": platform.node(),
     "pid": os.getpid(),
@@ -199,8 +209,8 @@ def check_origin(
 ) -> None:
   """ConfigError for a checkpoint that another run saved; names both, and the first key that differs.
 
-  Keys of `data` are not compared, as data may be moved; what they hold is. A checkpoint from before
-  checkpoints said whose they are passes.
+  Where the data lie (PLACES) is not compared, as they may be moved; what they hold is. A checkpoint from
+  before checkpoints said whose they are passes.
 
   Args:
     cfg: the run's resolved config.
@@ -220,9 +230,7 @@ def check_origin(
   differ = (
     f"{key}={other.get(key)} there, {value} here"
     for key, value in mine.items()
-    if not key.startswith("data.")
-    and key not in ignored
-    and not _equal_numbers(other.get(key), value)
+    if key not in (*PLACES, *ignored) and not _equal_numbers(other.get(key), value)
   )
   words = next(differ, None)
   if words is None and not accept_new_data:
@@ -362,7 +370,8 @@ def _with_tokenizer(cfg: Config, workdir: pathlib.Path) -> Config:
 
 
 def changed_section(cfg: Config, run: object) -> str | None:
-  """The section of a config whose identity is not the one in run.json; None where all are, or none is known.
+  """The section of a config, or the key of none, that is not what run.json knows; None where all are, or none
+  is known.
 
   Where the data lie may change, as where a run was moved: their fingerprints are looked at instead.
   """
@@ -370,7 +379,8 @@ def changed_section(cfg: Config, run: object) -> str | None:
   if not isinstance(known, dict):
     return None
   mine = section_identities(cfg, OF_DATA)
-  return next((k for k in mine if k != "data" and k in known and known[k] != mine[k]), None)
+  found = next((k for k in mine if k != "data" and k in known and known[k] != mine[k]), None)
+  return "data" if found == "reading" else found
 
 
 def _plain_json(path: pathlib.Path) -> object:
@@ -427,14 +437,31 @@ def last_metrics(workdir: pathlib.Path, prefix: str = "eval/") -> dict[str, floa
 
 
 def git_state() -> dict[str, object]:
-  """{"commit", "dirty"} of the code; None outside a git checkout, or where git does not answer."""
+  """{"commit", "dirty", "uncommitted"} of the code; None outside a checkout, or where git does not answer.
+
+  `uncommitted` is a hash of what tracked files have beside the commit; None where there is nothing.
+  """
   here = pathlib.Path(__file__).parent
   try:
     commit = _git(["rev-parse", "HEAD"], here)
     dirty = bool(_git(["status", "--porcelain", "--untracked-files=no"], here))
+    changes = _git(PATCH, here) if dirty else ""
   except (OSError, subprocess.SubprocessError):  # a busy machine lets it run out of time
-    return {"commit": None, "dirty": None}
-  return {"commit": commit, "dirty": dirty}
+    return {"commit": None, "dirty": None, "uncommitted": None}
+  found = hashlib.sha256(changes.encode()).hexdigest()[:12] if changes else None
+  return {"commit": commit, "dirty": dirty, "uncommitted": found}
+
+
+def extension_digests(cfg: Config) -> dict[str, str | None]:
+  """{module: 12 hex digits of its file} of `extensions`; None where no file can be read."""
+  found: dict[str, str | None] = {}
+  for name in cfg.extensions:
+    path = getattr(sys.modules.get(name), "__file__", None)
+    try:
+      found[name] = hashlib.sha256(pathlib.Path(path or "").read_bytes()).hexdigest()[:12]
+    except OSError:
+      found[name] = None
+  return found
 
 
 def versions() -> dict[str, str]:
@@ -450,7 +477,13 @@ def versions() -> dict[str, str]:
 
 def _git(words: Sequence[str], folder: pathlib.Path) -> str:
   out = subprocess.run(
-    ["git", *words], cwd=folder, check=True, capture_output=True, text=True, timeout=10
+    ["git", *words],
+    cwd=folder,
+    check=True,
+    capture_output=True,
+    text=True,
+    errors="replace",
+    timeout=10,
   )
   return out.stdout.strip()
 
