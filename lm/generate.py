@@ -29,7 +29,7 @@ from lm.data import templates
 from lm.data.templates import Conversation
 from lm.data.tokenizers import load_tokenizer
 from lm.models.beam import make_beam_search
-from lm.models.decoding import Drawn, Sampling, before, draw_texts, make_generator, room_after
+from lm.models.decoding import Sampling, cut, draw_texts, make_generator, room_after
 from lm.models.registry import family_of
 from lm.runs import bucket, rundir
 from lm.runs.checkpoint import load_params
@@ -114,7 +114,7 @@ def main(argv: list[str]) -> int:
       eot_id = (*ending.ids, t.eot_id)[0]
       found = search(params, encoded, options.length_penalty, eot_id, t.start_id)
       bests = [best for row in found for best in row[:n]]
-      drawn = [Drawn(best.ids, before(t.decode(best.ids), stops)) for best in bests]
+      drawn = [cut(best.ids, t, stops) for best in bests]
     else:
       generate = make_generator(cfg.model, max_new, n_tokens=t.vocab_size)
       drawn = draw_texts(generate, params, encoded, sampling, seed, t, stops, ending.ids)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from lm.config.errors import ConfigError
-from lm.data.tokenizers import ByteTokenizer
+from lm.data.tokenizers import BpeTokenizer, ByteTokenizer, bytes_to_characters
 from lm.generate import check_sampling, main
-from lm.models.decoding import NEG, Sampling, draw_texts, filter_logits, make_generator
+from lm.models.decoding import NEG, Sampling, cut, draw_texts, filter_logits, make_generator
 from lm.models.registry import make_model
 from lm.models.trees import init_params
 from tests.test_step import config
@@ -116,9 +116,18 @@ def test_rows_end_at_a_token_that_holds_the_stop(small):
     held = draw(Letters(), stop)
     assert [row.text for row in held] == [row.text.split(stop)[0] for row in free]
     for row, whole in zip(held, free, strict=True):
-      ended = len(stop) == 1 and stop in whole.text
-      assert row.ids == (whole.ids[: whole.ids.index(ord(stop)) + 1] if ended else whole.ids)
+      assert row.ids == whole.ids[: len(row.text)]
   assert draw(Marked(), "\u0100") == free  # each token holds it, the texts do not
+
+
+def test_the_tokens_of_a_text_are_those_that_it_takes():
+  """Those after the stop, and the token that ends an answer, were counted."""
+  t = BpeTokenizer([*bytes_to_characters(), "ab", ".c", "<|endoftext|>"], [["a", "b"], [".", "c"]])
+  ids = t.encode("abab.cab é")
+  tokens = lambda stops: [len(cut(ids, t, stops).ids), cut(ids, t, stops).text]
+  assert tokens(()) == [len(ids), "abab.cab é"]
+  assert tokens((".",)) == [2, "abab"] and tokens(("c",)) == [3, "abab."]
+  assert tokens(("bab", "é")) == [1, "a"] and tokens(("a",)) == [0, ""]
 
 
 def test_too_long_a_prompt_is_an_error(small):

@@ -1,5 +1,6 @@
 """Draws tokens one after another: one compiled loop around a model's key-value cache."""
 
+import bisect
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -252,7 +253,7 @@ def make_generator(
 class Drawn(NamedTuple):
   """What is drawn after a prompt."""
 
-  ids: list[int]
+  ids: list[int]  # those that the text takes
   text: str
 
 
@@ -273,12 +274,23 @@ def draw_texts(
   """
   t = tokenizer
   draw = functools.partial(generate, params, prompts, sampling, seed, t.eot_id, t.start_id)
-  written = lambda ids: t.decode(ids[:-1] if ids and ids[-1] in ends else ids)
-  holding = {i for stop in stops for i in _holding(t, stop)}
-  drawn = [Drawn(ids, written(ids)) for ids in draw((*ends, *holding))]
-  if any(ids and ids[-1] in holding and before(text, stops) == text for ids, text in drawn):
-    drawn = [Drawn(ids, written(ids)) for ids in draw(ends)]  # a token reads otherwise there
-  return [Drawn(ids, before(text, stops)) for ids, text in drawn]
+  written = lambda ids: ids[:-1] if ids and ids[-1] in ends else ids
+  holding = {i for stop in stops for i in _holding(t, stop)} - {*ends}
+  rows = draw((*ends, *holding))
+  drawn = [cut(written(ids), t, stops) for ids in rows]
+  whole = [bool(ids) and ids[-1] in holding and t.decode(ids) for ids in rows]
+  if any(text == row.text for text, row in zip(whole, drawn, strict=True)):
+    return [cut(written(ids), t, stops) for ids in draw(ends)]  # a token reads otherwise there
+  return drawn
+
+
+def cut(ids: Sequence[int], tokenizer: Any, stops: Sequence[str]) -> Drawn:
+  """The text of tokens before the first stop in it, and the first tokens, as few as hold it."""
+  whole = tokenizer.decode(ids)
+  text = before(whole, stops)
+  holds = lambda n: tokenizer.decode(ids[:n]).startswith(text)
+  n = len(ids) if text == whole else bisect.bisect_left(range(len(ids)), True, key=holds)
+  return Drawn(list(ids[:n]), text)
 
 
 def before(text: str, stops: Sequence[str]) -> str:
