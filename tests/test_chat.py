@@ -11,7 +11,7 @@ from lm import generate
 from lm.config.errors import ConfigError
 from lm.data import chat, templates
 from lm.data.kinds import KINDS
-from lm.data.tokenizers import ByteTokenizer
+from lm.data.tokenizers import ByteTokenizer, HuggingfaceTokenizer
 from lm.evaluate import evaluate_run
 from lm.hf.runs import export_run
 from lm.objectives import instruction
@@ -179,6 +179,85 @@ def test_blanks_and_what_a_template_may_ask_are_as_in_transformers(special, tmp_
   assert ids.tolist() == theirs(text, add_special_tokens=False)["input_ids"]
   answer = text.rpartition("assistant: ")[2].removesuffix("</s>")
   assert tokenizer.decode(ids[counted == templates.TEXT].tolist()) == answer
+
+
+@pytest.fixture(scope="module")
+def joining(special, tmp_path_factory):
+  """That folder with tokens of a blank and a letter, of two line breaks, and such as take blanks along."""
+  folder = shutil.copytree(special, tmp_path_factory.mktemp("joining") / "copy")
+  made = json.loads((folder / "tokenizer.json").read_text())
+  merges = [["Ġ", "W"], ["Ġ", "S"], ["Ċ", "Ċ"], [":", "Ġ"], [".", "Ċ"]]
+  for pair in merges:
+    made["model"]["vocab"]["".join(pair)] = 300 + len(made["model"]["vocab"])
+  made["model"]["merges"] = merges
+  for token in made["added_tokens"]:
+    token["rstrip"] = token["content"] in ("[INST]", "<|im_start|>")
+  (folder / "tokenizer.json").write_text(json.dumps(made))
+  return folder
+
+
+LABELLED = TURNS.replace("m['role'] + ': '", "m['role'].upper() + ': '")
+MARKED = (
+  "{% for m in messages %}<|im_start|> {{ m['role'] }}\n\n{% if m['role'] == 'assistant' %}"
+  "{% generation %}{% set end = '<|im_end|>' %}{{ m['content'] + end }}{% endgeneration %}{{ end }}"
+  "{% else %}{{ m['content'] }}<|im_end|>{% endif %}\n{% endfor %}"
+  "{% if add_generation_prompt %}<|im_start|> assistant\n\n{% endif %}"
+)
+THOUGHTS = (
+  "{% for m in messages %}{{ m.role }}: {{ m.content.split('</think>')[-1].lstrip('\n') }}{{ eos_token }}"
+  "{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+@pytest.mark.parametrize("template", [None, LABELLED, MARKED, CHATML_JINJA, THOUGHTS])
+@pytest.mark.parametrize("ask", [False, True])
+def test_a_conversation_has_the_tokens_and_the_answers_that_transformers_finds(
+  joining, tmp_path, template, ask
+):
+  """Contents were tokenised apart from the text around them, and {% generation %} was refused."""
+  transformers = pytest.importorskip("transformers")
+  folder = shutil.copytree(joining, tmp_path / "copy")
+  if template:
+    (folder / "chat_template.jinja").write_text(template)
+  theirs = transformers.AutoTokenizer.from_pretrained(folder)
+  tokenizer = HuggingfaceTokenizer((folder / "tokenizer.json").read_text(), "</s>", "<s>")
+  turns = [
+    USER,
+    BOT,
+    {"role": "user", "content": "\n\n Why? "},
+    {"role": "assistant", "content": ""},
+  ]
+  thought = {"role": "assistant", "content": "<think>\nSo.\n</think>\n\nSo."}
+  for messages in (turns, turns[:3], [USER, thought, USER]):
+    if not ask and template == THOUGHTS:
+      continue  # in training it is refused
+    found = templates.tokenise(
+      messages, templates.find_template("tokenizer", folder), tokenizer, ask
+    )
+    expected = theirs.apply_chat_template(
+      messages, add_generation_prompt=ask, return_dict=True, return_assistant_tokens_mask=True
+    )
+    assert found[0].tolist() == expected["input_ids"]
+    if template == MARKED:
+      assert (found[1] > 0).astype(int).tolist() == expected["assistant_masks"]
+      assert ask or found[2] == sum(
+        len(m["content"].encode()) for m in messages if m["role"] == "assistant"
+      )
+
+
+@pytest.mark.parametrize(("template", "messages", "message"), [
+  (TURNS.replace("{{", "{% if m['role'] != 'system' %}{{", 1) .replace("}}", "}}{% endif %}"),
+   templates.asks("Hi", "Be brief."), "leaves out what the system says; ask without it"),
+  (TURNS.replace("in messages", "in messages[1:]"), [USER, BOT, USER], "leaves messages out"),
+  (THOUGHTS, [USER, {**BOT, "content": "x</think></s>y"}, USER], "by what is in it"),
+])  # fmt: skip
+def test_what_a_template_leaves_out_is_not_asked(special, tmp_path, template, messages, message):
+  special = shutil.copytree(special, tmp_path / "copy")
+  (special / "chat_template.jinja").write_text(template)
+  tokenizer = HuggingfaceTokenizer((special / "tokenizer.json").read_text(), "</s>", "<s>")
+  found = templates.find_template("tokenizer", special)
+  with pytest.raises(ConfigError, match=message):
+    templates.tokenise(messages, found, tokenizer, ask=True)
 
 
 @pytest.mark.parametrize(("template", "message"), [

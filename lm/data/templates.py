@@ -5,11 +5,15 @@ A template turns a conversation into text. ChatML writes each message as
     <|im_start|>ROLE
     CONTENT<|im_end|>
 
-and "tokenizer" is the chat template in the tokenizer's own files, rendered in jinja2's sandbox. The template
-sees a mark in place of each content, and contents are tokenised as plain text, without the blanks at their
-ends where the template trims them: nothing that stands in a message can become a special token. A template
-that writes anything else for a content than for its mark is refused. ChatML follows the token that starts a
-document; the tokenizer's own template says itself what a conversation starts with.
+and "tokenizer" is the chat template in the tokenizer's own files, rendered in jinja2's sandbox. What is
+written is tokenised as `transformers` does it, from special token to special token, a message together with
+the text around it; but nothing that stands in a message can become a special token.
+
+The template sees a mark in place of each content, so that it is known what an answer is. Blanks at the ends
+of a content are left out where the template trims them. A template that writes anything else for a content
+than for its mark (Qwen 3's, for answers with thoughts in them) is refused in training; where an answer is
+asked for, what it writes is read. ChatML follows the token that starts a document; the tokenizer's own
+template says itself what a conversation starts with.
 """
 
 import json
@@ -22,6 +26,7 @@ import numpy as np
 
 from lm.config.errors import ConfigError
 from lm.config.schema import Config
+from lm.data.tokenizers.library import UNKNOWN
 
 CHATML = ("<|im_start|>", "<|im_end|>")
 CHATML_JINJA = (
@@ -30,6 +35,7 @@ CHATML_JINJA = (
   "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 SETTINGS, OWN_FILE = "tokenizer_config.json", "chat_template.jinja"
+NAMED = tuple(f"{name}_token" for name in ("bos", "eos", "pad", "unk", "sep", "cls", "mask"))
 OPEN, CLOSE = (
   "\ue000",
   "\ue001",
@@ -70,50 +76,137 @@ def tokenise(
 ) -> tuple[np.ndarray, np.ndarray, int]:
   """(ids, what counts, bytes of the answers) of one conversation, from its first token on.
 
+  A token counts as the answer where a character of it does.
+
   Args:
     ask: whether the template goes on to where the next answer begins.
   """
-  text, contents = _marked(messages, template, ask)
   specials = special_ids(tokenizer)
+  pieces = _pieces(messages, template, specials, ask)
+  size = sum(len(p.text.encode()) for p in pieces if p.kind == TEXT)
+  found = _tokens_at_once(pieces, specials, template, tokenizer)
+  if found is None:
+    parts = [_tokens_of(run, specials, tokenizer, ask) for run in _runs(pieces)]
+    found = tuple(np.concatenate([part[i] for part in parts] or [[]]) for i in (0, 1))
+  start = [tokenizer.start_id] if template.after_start else []
+  ids = np.concatenate([start, found[0]]).astype(np.int32)
+  return ids, np.concatenate([[UNCOUNTED] * len(start), found[1]]).astype(np.int8), size
+
+
+class _Piece(NamedTuple):
+  """A part of a conversation's text."""
+
+  text: str
+  kind: int  # UNCOUNTED | TEXT | MARK
+  whole: bool = False  # a special token, or a marker
+
+
+def _pieces(
+  messages: Conversation, template: Template, specials: Mapping[str, int], ask: bool
+) -> list[_Piece]:
+  """A conversation's text, cut at what the template writes of special tokens and markers, and at contents."""
+  text, contents = _marked(messages, template, specials, ask)
   markers = sorted({*specials, *template.markers}, key=len, reverse=True)
-  pieces = [
-    p for p in re.split(f"({OPEN}\\d+{CLOSE}|{'|'.join(map(re.escape, markers))})", text) if p
-  ]
-  ids = [tokenizer.start_id] if template.after_start else []
-  counted, size, ending = [UNCOUNTED] * len(ids), 0, False
-  for piece in pieces:
-    kind = MARK if ending else UNCOUNTED
-    if piece[0] == OPEN:
+  found, ending = [], False
+  for piece in re.split(f"({OPEN}\\d+{CLOSE}|{'|'.join(map(re.escape, markers))})", text):
+    if contents and piece[:1] == OPEN:
       number = int(piece[1:-1])
       ending = messages[number]["role"] == "assistant"
-      kind = TEXT if ending else UNCOUNTED
-      found = tokenizer.encode(contents[number])
-      size += len(contents[number].encode()) if ending else 0
-    elif piece in specials:
-      found, ending = [specials[piece]], False
-    else:
-      found = tokenizer.encode(piece)
+      found.append(_Piece(contents[number], TEXT if ending else UNCOUNTED))
+    elif piece:
+      found.append(_Piece(piece, MARK if ending else UNCOUNTED, piece in markers))
       ending = ending and piece not in markers
-    ids += found
-    counted += [kind] * len(found)
-  return np.array(ids, np.int32), np.array(counted, np.int8), size
+  return [piece for piece in found if piece.text]
 
 
-def _marked(messages: Conversation, template: Template, ask: bool) -> tuple[str, list[str]]:
-  """(a conversation's text with OPEN number CLOSE in place of each content, the contents as it has them)."""
-  marks = [{**m, "content": f"{EDGE}{OPEN}{i}{CLOSE}{EDGE}"} for i, m in enumerate(messages)]
-  text = template.render(marks, ask)
+def _runs(pieces: Sequence[_Piece]) -> list[list[_Piece]]:
+  """Special tokens and markers alone, and what stands between them together."""
+  runs: list[list[_Piece]] = []
+  for piece in pieces:
+    if piece.whole or not runs or runs[-1][-1].whole:
+      runs.append([])
+    runs[-1].append(piece)
+  return runs
+
+
+def _tokens_at_once(
+  pieces: Sequence[_Piece], specials: Mapping[str, int], template: Template, tokenizer: Any
+) -> tuple[np.ndarray, np.ndarray] | None:
+  """(ids, kinds), special tokens read from the text, as some take blanks beside them along.
+
+  None where a message has one in it, the tokenizer cannot read them, or a marker is none.
+  """
+  if not hasattr(type(tokenizer), "encode_written") or not {*template.markers} <= {*specials}:
+    return None
+  text = "".join(piece.text for piece in pieces)
+  ids, spans = tokenizer.encode_written(text)
+  known = {number: name for name, number in specials.items()}
+  read = [
+    i
+    for i, (begin, end) in zip(ids.tolist(), spans.tolist(), strict=True)
+    if i in known and (known[i] not in UNKNOWN or text[begin:end].strip() == known[i])
+  ]
+  if read != [specials[piece.text] for piece in pieces if piece.whole]:
+    return None
+  return ids, _kinds(pieces, spans)
+
+
+def _tokens_of(
+  run: Sequence[_Piece], specials: Mapping[str, int], tokenizer: Any, ask: bool
+) -> tuple[np.ndarray, np.ndarray]:
+  """(ids, kinds) of a run."""
+  text = "".join(piece.text for piece in run)
+  if run[0].whole and text in specials:
+    return np.array([specials[text]]), np.array([run[0].kind])
+  if ask:
+    ids = tokenizer.encode(text)
+    return np.array(ids), np.full(len(ids), UNCOUNTED)
+  ids, spans = tokenizer.encode_with_spans(text)
+  return ids, _kinds(run, spans)
+
+
+def _kinds(pieces: Sequence[_Piece], spans: np.ndarray) -> np.ndarray:
+  """What tokens count as that stand for these characters, and for those up to the token before."""
+  of = np.repeat([p.kind for p in pieces], [len(p.text) for p in pieces])
+  ends = np.maximum.accumulate(spans[:, 1])  # the library leaves blanks out of the spans
+  starts = np.minimum(spans[:, 0], np.concatenate([[0], ends[:-1]]))
+  starts = np.minimum(starts, len(of) - 1)
+  ends = np.maximum(ends, starts + 1)
+  found = np.full(len(ends), UNCOUNTED, np.int8)
+  for kind in (MARK, TEXT):
+    before = np.concatenate([[0], np.cumsum(of == kind)])
+    found[before[ends] > before[starts]] = kind
+  return found
+
+
+def _marked(
+  messages: Conversation, template: Template, specials: Mapping[str, int], ask: bool
+) -> tuple[str, list[str]]:
+  """(a conversation's text with OPEN number CLOSE in place of each content, the contents as it has them).
+
+  Where an answer is asked for, and the template goes by what messages say: (its text, none).
+  """
+  shown = [m["content"] != "" or m["role"] == "assistant" for m in messages]  # "" may be left out
+  mark = lambda i: f"{EDGE}{OPEN}{i}{CLOSE}{EDGE}" if shown[i] else ""
+  text = template.render([{**m, "content": mark(i)} for i, m in enumerate(messages)], ask)
   contents, order = [m["content"] for m in messages], []
   for left, number, right in _MARKED.findall(text):
     i = int(number)
     order.append(i)
     contents[i] = contents[i] if left else contents[i].lstrip()
     contents[i] = contents[i] if right else contents[i].rstrip()
-  if order != sorted(set(order)) or not set(range(len(messages))) - {0} <= set(order):
+  lacks = {i for i, here in enumerate(shown) if here} - {*order}
+  if lacks == {0} and messages[0]["role"] == "system":
+    if ask:
+      raise ConfigError(f"{template.where} leaves out what the system says; ask without it")
+    lacks = set()
+  if lacks or order != sorted(set(order)):
     raise ConfigError(f"{template.where} leaves messages out or says them twice; use chatml")
   if template.where:
-    written = _MARKED.sub(lambda mark: contents[int(mark[2])], text)
-    if written != template.render(messages, ask):
+    real = template.render(messages, ask)
+    if _MARKED.sub(lambda mark: contents[int(mark[2])], text) != real:
+      if ask and not any(special in m["content"] for m in messages for special in specials):
+        return real, []
       raise ConfigError(
         f"{template.where} writes a message otherwise than it stands, by what is in it; use chatml"
       )
@@ -129,13 +222,12 @@ def asks(text: str, system: str | None = None) -> list[dict[str, str]]:
 def ending_of(template: Template, tokenizer: Any) -> Ending:
   """What the template writes after an answer, as far as it counts in the loss."""
   turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}]
-  ids, counted, _ = tokenise(turn, template, tokenizer)
-  marks = ids[counted == MARK].tolist()
-  specials = {*special_ids(tokenizer).values()}
-  special = [i for i in marks if i in specials]
+  specials = special_ids(tokenizer)
+  marks = [piece.text for piece in _pieces(turn, template, specials, False) if piece.kind == MARK]
+  special = [specials[text] for text in marks if text in specials]
   if special:
     return Ending((special[0],))
-  return Ending((), tokenizer.decode(marks) or None)
+  return Ending((), "".join(marks) or None)
 
 
 def bytes_of(ids: np.ndarray, tokenizer: Any) -> int:
@@ -240,24 +332,47 @@ def _read(folder: pathlib.Path) -> tuple[str | None, dict[str, Any]]:
 
 def _from_jinja(text: str, settings: Mapping[str, Any], where: str):
   """A template that can call nothing of Python's, whatever stands in it; what it sees is what transformers'
-  `apply_chat_template` shows it, without tools and documents."""
+  `apply_chat_template` shows it, without tools, documents and the date of today."""
   import jinja2
+  import jinja2.ext
   from jinja2.sandbox import ImmutableSandboxedEnvironment, safe_range
+
+  class Generation(jinja2.ext.Extension):
+    """{% generation %} around what a model writes, for masks of others: it changes nothing of the text."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser):
+      line = next(parser.stream).lineno
+      body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+      return jinja2.nodes.CallBlock(self.call_method("written"), [], [], body).set_lineno(line)
+
+    def written(self, caller):
+      return caller()
 
   def refuse(message):
     raise jinja2.TemplateError(message)
 
+  def as_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
+    return json.dumps(
+      value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
   named: dict[str, Any] = {"tools": None, "documents": None}
-  for key in ("bos_token", "eos_token", "pad_token", "unk_token"):
+  for key in NAMED:
     token = settings.get(key)
     token = token.get("content") if isinstance(token, Mapping) else token
-    named[key] = token if isinstance(token, str) else ""
+    if isinstance(token, str):
+      named[key] = token
   try:
     environment = ImmutableSandboxedEnvironment(
-      trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+      trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
     )
+    environment.filters["tojson"] = as_json  # jinja2's own is for HTML
     calls: dict[str, Any] = {"raise_exception": refuse, "range": safe_range}
-    calls["namespace"] = jinja2.utils.Namespace
+    calls |= {"dict": lambda *pairs, **named: dict(*pairs, **named)}
+    calls |= {"namespace": jinja2.utils.Namespace, "joiner": jinja2.utils.Joiner}
+    calls |= {"cycler": jinja2.utils.Cycler}
     environment.globals = calls
     compiled = environment.from_string(text)
   except Exception as error:

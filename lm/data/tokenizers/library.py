@@ -13,6 +13,7 @@ from lm.data.tokenizers import special_tokens
 from lm.data.tokenizers.own import BYTE_VOCAB
 
 EOT = "<|endoftext|>"
+UNKNOWN = ("<unk>", "[UNK]", "<UNK>")  # special tokens that stand for what a vocabulary lacks
 BPE_SAMPLE_BYTES = 50_000_000  # a BPE is trained on at most so much, taken evenly from the corpus
 
 
@@ -23,6 +24,10 @@ class LibraryTokenizer:
   token all the same (a unigram model knows "</s>" as a piece; added tokens may be no special ones),
   the token is spelled in pieces, so that no text can end a document.
   """
+
+  name: str
+  eot_id: int
+  start_id: int
 
   def encode(self, text: str) -> list[int]:
     return self.encode_batch([text])[0].tolist()
@@ -37,6 +42,16 @@ class LibraryTokenizer:
     counts = [len(self._spelled(ids[i : i + 1])) for i in range(len(ids))]
     spans = np.array(encoding.offsets, np.int32).reshape(-1, 2)
     return self._spelled(ids), np.repeat(spans, counts, axis=0)
+
+  def encode_written(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+    """As `encode_with_spans`, but special tokens in the text are those tokens, with blanks that they take."""
+    backend = self.backend
+    backend.encode_special_tokens = False
+    try:
+      (encoding,) = self._encodings("encode_batch", [text])
+    finally:
+      backend.encode_special_tokens = True
+    return np.array(encoding.ids, np.int32), np.array(encoding.offsets, np.int32).reshape(-1, 2)
 
   def _encodings(self, method: str, texts: Sequence[str]) -> list:
     encode = getattr(self.backend, method)
@@ -73,7 +88,7 @@ class LibraryTokenizer:
 
   def _spelling(self, number: int) -> list[int]:
     word = self.token(number)
-    unknown = {self.backend.token_to_id(name) for name in ("<unk>", "[UNK]", "<UNK>")} - {None}
+    unknown = {self.backend.token_to_id(name) for name in UNKNOWN} - {None}
     found = []
     for cut in range(1, len(word)):
       try:
