@@ -224,7 +224,7 @@ def train(
               run.sample(step, sample(objective.in_use(eval_params(mine), mine.extra), step))
             due = at_save or run.stopped_early
             if due or (is_best and run.cfg.checkpoint.best):
-              run.save(mine, step, due)
+              run.save(mine, step)
             if run.stopped_early:
               run.end("done")
       if evals:
@@ -237,7 +237,7 @@ def train(
   if any(run.status == "rewound" for run in runs):  # all go back, to what they share
     for run in runs:
       run.end("rewound")
-    return stop.exit_code if stopping else None
+    return stop.exit_code if processes.anywhere(stop.asked) else None
   for run in runs:
     interrupted = stopping and run.last_saved < total
     run.end("interrupted" if interrupted else "done", tokens_per_sec=clock.average())

@@ -5,12 +5,14 @@ import json
 import numpy as np
 import pytest
 
-from experiments.sweep import Run, sweep
+from experiments.sweep import Run, halving, sweep
 from experiments.sweep.branch import Branches
 from experiments.sweep.sweep import resolve_runs
 from lm.config.errors import ConfigError
 from lm.runs.checkpoint import load_params
+from lm.runs.rundir import read_run
 from tests.fake_runs import SMOKE
+from tests.test_surroundings import at_batch, poison
 
 WSD = {
   "optim.schedule": "wsd",
@@ -68,9 +70,33 @@ def test_settings_have_trunks_of_their_own(tmp_path):
   assert [m.name for m in found.wanted({})] == ["20,0.001", "20,0.002"]
 
 
+def test_a_branch_takes_over_what_the_trunk_went_back_for(tmp_path):
+  """A longer run goes back for a bad step that both have, and for none that the shorter one has alone."""
+  shared = lambda *pairs: halving._shared_rewinds(made(*pairs), 15)
+
+  def made(*pairs):
+    for step in (5, 10, 15, 20):
+      (tmp_path / "checkpoints" / str(step)).mkdir(parents=True, exist_ok=True)
+    rewinds = [{"bad": bad, "to": to, "why": ""} for bad, to in pairs]
+    (tmp_path / "run.json").write_text(json.dumps({"rewinds": rewinds}))
+    return tmp_path
+
+  steps = lambda *pairs: (
+    [(r["bad"], r["to"]) for r in shared(*pairs)[0]],
+    sorted(shared(*pairs)[1]),
+  )
+  assert steps() == ([], [5, 10, 15])
+  assert steps((12, 10), (18, 15)) == ([(12, 10)], [5, 10, 15])
+  assert steps((17, 10)) == ([], [5, 10])
+
+
 @pytest.mark.slow
-def test_a_branch_equals_the_same_run_trained_alone(tmp_path):
+@pytest.mark.parametrize("bad", [None, 6])
+def test_a_branch_equals_the_same_run_trained_alone(tmp_path, monkeypatch, bad):
   import train
+
+  if bad is not None:
+    at_batch(monkeypatch, bad, poison)
 
   def trained(member):
     changes = [f"--config.{k}={v}" for k, v in member.run.overrides.items()]
@@ -78,7 +104,7 @@ def test_a_branch_equals_the_same_run_trained_alone(tmp_path):
       train.main(["--config", member.run.config, "--workdir", str(member.workdir), *changes]) == 0
     )
 
-  found = Branches(members(tmp_path / "branched"))
+  found = Branches(members(tmp_path / "branched", **{"train.on_nonfinite": "rewind"}))
   for member in found.members:
     found.begin(member)
     trained(member)
@@ -91,5 +117,7 @@ def test_a_branch_equals_the_same_run_trained_alone(tmp_path):
 
   for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
     np.testing.assert_array_equal(a, b)
+  went = [read_run(m.workdir)["rewinds"] for m in (longest, alone)]
+  assert went[0] == went[1] and bool(went[0]) == (bad is not None)
   read = lambda m: (m.workdir / "metrics.jsonl").read_text()
   assert read(longest) == read(alone)

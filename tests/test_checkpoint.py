@@ -51,6 +51,21 @@ def test_a_best_one_takes_no_place_of_those_due_when_it_is_the_newest(tmp_path):
   assert saved(tmp_path, 1, saves={20: (True, 20), 30: (False, 30)}) == [20, 30]
 
 
+def test_one_that_a_signal_had_saved_stays_while_it_is_the_newest(tmp_path):
+  saves = {20: (True, None), 30: (False, None)}
+  assert saved(tmp_path / "x", 1, best=False, saves=saves) == [20, 30]
+  assert saved(tmp_path / "y", 1, best=False, saves=saves | {40: (True, None)}) == [40]
+
+
+def test_what_was_computed_after_a_step_is_dropped(tmp_path):
+  saved(tmp_path, 9)
+  checkpoints = Checkpointer(tmp_path, CheckpointConfig(every_steps=20, keep=9, best=True))
+  checkpoints.drop_after(30)
+  assert checkpoints.steps() == [20, 30]
+  checkpoints.close()
+  assert not list((tmp_path / "checkpoints").glob(".dropped*"))
+
+
 def test_without_best_the_latest_alone_stay(tmp_path):
   due = {step: at for step, at in SAVES.items() if at[0]}
   assert saved(tmp_path, 2, best=False, saves=due) == [40, 60]

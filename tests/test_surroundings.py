@@ -22,9 +22,10 @@ from lm import evaluate
 from lm.config.errors import ConfigError
 from lm.data.batches import TrainBatches
 from lm.hf import __main__ as hf
-from lm.runs import room, rundir
+from lm.runs import reproduce, room, rundir
 from lm.runs.checkpoint import load_params
 from lm.runs.resume import restore_newest
+from lm.runs.writer import RunWriter
 from lm.training.watchdog import Watchdog
 from tests.trained import records, run
 
@@ -120,6 +121,74 @@ def test_after_a_rewind_come_the_batches_past_the_window(tmp_path, monkeypatch):
   again = drawn[drawn.index(5) + 1 :]
   again = again[again.index(6) if again[0] != 6 else 0 :]
   assert 5 not in again and {6, 7, 8, 9} <= set(again)
+
+
+def terminate(batch):
+  signal.raise_signal(signal.SIGTERM)
+  return batch
+
+
+REWINDS = {"train__on_nonfinite": "rewind", "log__every_steps": 1, "checkpoint__every_steps": 3}
+
+
+@pytest.fixture(scope="module")
+def rewound(tmp_path_factory):
+  """A run that went back from step 6 to step 3, left alone."""
+  workdir = tmp_path_factory.mktemp("rewound") / "x"
+  with pytest.MonkeyPatch.context() as patch:
+    at_batch(patch, 5, poison)
+    run(workdir, eval__every_steps=8, checkpoint__keep=4, **REWINDS)
+  assert rewinds(workdir) == [(6, 3)]
+  return workdir
+
+
+def rewinds(workdir):
+  return [(r["bad"], r["to"]) for r in rundir.read_run(workdir)["rewinds"]]
+
+
+def differences(a, b):
+  return reproduce.record_differences(a, b) + reproduce.parameter_differences(a, b)
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_checkpoint_that_a_signal_had_saved_changes_no_rewind(
+  rewound, tmp_path, monkeypatch, keep
+):
+  """The run goes back past it, to where it would go back if it had been left alone."""
+  settings = {"eval__every_steps": 8, "checkpoint__keep": keep, **REWINDS}
+  with monkeypatch.context() as patch:
+    at_batch(patch, 4, terminate)
+    run(tmp_path / "x", code=143, **settings)
+  assert max(rundir.checkpoint_steps(tmp_path / "x")) in (4, 5)
+  at_batch(monkeypatch, 5, poison)
+  run(tmp_path / "x", **settings)
+  assert rewinds(tmp_path / "x") == [(6, 3)]
+  assert differences(rewound, tmp_path / "x") == []
+
+
+def test_a_run_that_is_stopped_as_it_goes_back_is_interrupted(rewound, tmp_path, monkeypatch):
+  """Engines start again what run.json says to be that."""
+  settings = {"eval__every_steps": 8, "checkpoint__keep": 4, **REWINDS}
+  at_batch(monkeypatch, 5, poison)
+  with monkeypatch.context() as patch:
+    go_back = RunWriter._rewind
+    patch.setattr(RunWriter, "_rewind", lambda *args: terminate(go_back(*args)))
+    run(tmp_path / "x", code=143, **settings)
+  assert rundir.read_run(tmp_path / "x")["status"] == "interrupted"
+  run(tmp_path / "x", **settings)
+  assert differences(rewound, tmp_path / "x") == []
+
+
+def test_without_run_json_the_checkpoint_knows_which_batches_come_next(
+  rewound, tmp_path, monkeypatch
+):
+  settings = {"eval__every_steps": 8, "checkpoint__keep": 4, **REWINDS}
+  shutil.copytree(rewound, tmp_path / "x")
+  shutil.rmtree(tmp_path / "x" / "checkpoints" / "8")
+  (tmp_path / "x" / "run.json").unlink()
+  assert "resumed at step 6" in run(tmp_path / "x", **settings)
+  assert rewinds(tmp_path / "x") == [(6, 3)]
+  assert differences(rewound, tmp_path / "x") == []
 
 
 @pytest.mark.slow

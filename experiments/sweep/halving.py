@@ -29,7 +29,7 @@ from lm.files import read_jsonl, write_json
 from lm.optim.schedules import lr_multiplier
 from lm.runs import manifest
 from lm.runs.checkpoint import best_step
-from lm.runs.rundir import checkpoint_steps
+from lm.runs.rundir import checkpoint_steps, read_run
 from lm.setup.hparams import make_hparams
 
 LEAST_SHARED = 0.5  # of a rung's steps: less is not worth a checkpoint
@@ -211,7 +211,7 @@ def go_on(source: pathlib.Path, member: Member, shared: int) -> None:
   such checkpoint, or where the run has begun; killed at any point, it can be done again.
   """
   workdir = member.workdir
-  steps = [step for step in checkpoint_steps(source) if step <= shared]
+  rewinds, steps = _shared_rewinds(source, shared)
   if not steps or has_begun(workdir):
     return
   at, every = max(steps), member.cfg.eval.every_steps
@@ -227,9 +227,21 @@ def go_on(source: pathlib.Path, member: Member, shared: int) -> None:
   for step in {at, best} - {None} if member.cfg.checkpoint.best else {at}:
     shutil.copytree(source / "checkpoints" / str(step), copies / str(step))
     was = manifest.read_origin(copies / str(step)).get("data", {})
-    manifest.adopt(copies / str(step), {"config": dataclasses.asdict(member.cfg), "data": was})
+    mine = {"config": dataclasses.asdict(member.cfg), "data": was, "rewinds": rewinds}
+    manifest.adopt(copies / str(step), mine)
   shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
   os.replace(copies, workdir / "checkpoints")  # what says that the run has begun comes last
+
+
+def _shared_rewinds(source: pathlib.Path, shared: int) -> tuple[list[dict], list[int]]:
+  """(rewinds that a longer run has had too, steps of checkpoints that it would have saved) of a run.
+
+  One for what came after the shared steps is the shorter run's own, and so is what it computed after it.
+  """
+  found = [r for r in read_run(source).get("rewinds", []) if isinstance(r, dict)]
+  later = [r["to"] for r in found if r["bad"] > shared]
+  steps = [s for s in checkpoint_steps(source) if s <= min([shared, *later])]
+  return [r for r in found if r["bad"] <= shared], steps
 
 
 def has_begun(workdir: pathlib.Path) -> bool:

@@ -8,6 +8,7 @@ import hashlib
 import logging
 import pathlib
 import shlex
+import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -104,6 +105,22 @@ class Checkpointer:
     self._manager.reload()
     return away
 
+  def leave_out(self, steps: Iterable[int]) -> None:
+    """Checkpoints that are not counted among the latest ones, as of `extra` in `save`."""
+    self._kept.extra |= set(steps)
+
+  def drop_after(self, step: int) -> None:
+    """Deletes the later ones, of what was computed and is not to be gone on with."""
+    self.wait()
+    later = [each for each in self.steps() if each > step]
+    if processes.is_leader():
+      for each in sorted(later, reverse=True):
+        away = self._folder / f".dropped-{each}"
+        (self._folder / str(each)).rename(away)  # at once, so that no half of it is found
+        shutil.rmtree(away, ignore_errors=True)
+    processes.wait_for_all(f"dropped after {step}")
+    self._manager.reload()
+
   def save(self, state: Any, step: int, best: int | None = None, extra: bool = False) -> None:
     """Returns when the state has been copied; the copy is written in the background.
 
@@ -111,7 +128,7 @@ class Checkpointer:
       state: what `restore` gives back.
       step: a step that is saved already is left as it is.
       best: the step that is kept beside the latest ones.
-      extra: kept only while it is the best; it is not counted among the latest ones.
+      extra: kept only while it is the best or the newest; it is not counted among the latest ones.
     """
     self._kept.best = best
     if extra:
@@ -158,7 +175,7 @@ class Checkpointer:
 
 
 class _Kept:
-  """orbax's preservation policy: the latest n that were due, and the best one."""
+  """orbax's preservation policy: the latest n that were due, the best one, and the newest of all."""
 
   def __init__(self, n: int):
     self.n, self.best = n, None
@@ -167,7 +184,7 @@ class _Kept:
   def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
     steps = [checkpoint.step for checkpoint in checkpoints]
     latest = [step for step in steps if step not in self.extra][-self.n :]
-    return [step == self.best or step in latest for step in steps]
+    return [step in (self.best, *latest, *steps[-1:]) for step in steps]
 
 
 def load_params(workdir: pathlib.Path, which: str = "best") -> tuple[Any, int]:

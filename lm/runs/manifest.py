@@ -12,7 +12,9 @@ from lm.data.sources.digest import file_digest
 from lm.files import write_json
 
 NAME = "checksums.json"
-ORIGIN = "origin.json"  # {"config": of the run that saved it, "data": {name: fingerprint}}
+ORIGIN = (
+  "origin.json"  # {"config": of the run that saved it, "data": {name: fingerprint}, "rewinds"}
+)
 LATER = ("commit_success.txt", "_CHECKPOINT_METADATA")  # orbax writes them when all else is there
 NEEDED = ("default/_METADATA",)  # what every checkpoint has
 

@@ -26,12 +26,8 @@ from lm.setup.resolve import kind_of
 from lm.training.compile_cache import keep_compiled
 
 COMPARED = ("metrics.jsonl", "samples.jsonl")
-HELD = (
-  "params",
-  "ema",
-  "extra",
-  "seen",
-)  # of a checkpoint, compared; those of earlier versions lack some
+# Of a checkpoint, compared; those of earlier versions lack some.
+HELD = ("params", "ema", "extra", "seen")
 WEIGHTS = ("init_from", "teachers")  # of run.json: whose weights a run began with or learnt from
 
 
@@ -164,6 +160,10 @@ def setting_differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[
   for change in changes:
     settings = {k: v for k, v in change["was"].items() if k not in rundir.SETTING}
     found += [f"{k}: {_short(v)} there up to step {change['step']}" for k, v in settings.items()]
+  goes = [[(r["bad"], r["to"]) for r in run.get("rewinds", [])] for run in (was, now)]
+  if goes[0] != goes[1]:
+    words = [", ".join(f"from {bad} to {to}" for bad, to in each) or "none" for each in goes]
+    found.append(f"rewinds: {words[0]} there, {words[1]} here")
   found += [
     f"data: others there after step {change['step']} (--accept_new_data)"
     for change in was.get("new_data", [])

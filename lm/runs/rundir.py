@@ -88,7 +88,7 @@ def open_run(workdir: pathlib.Path, cfg: Config, facts: Mapping[str, object]) ->
     "final": earlier.get("final", {}),
     "set_aside": earlier.get("set_aside", []),
     "new_data": earlier.get("new_data", []),
-    "rewinds": earlier.get("rewinds", []),
+    "rewinds": earlier["rewinds"] if "rewinds" in earlier else saved_rewinds(workdir),
     **{key: earlier[key] for key in ("init_from",) if key in earlier},
   }
   changed = _changed(before, cfg, earlier, run)
@@ -191,13 +191,25 @@ def check_same_run(workdir: pathlib.Path, cfg: Config, ignored: Collection[str] 
     )
 
 
-def origin(cfg: Config, data: Mapping[str, object]) -> dict[str, object]:
+def origin(
+  cfg: Config, data: Mapping[str, object], rewinds: Sequence[Mapping[str, object]] = ()
+) -> dict[str, object]:
   """Whose a checkpoint is, as it says itself: the run's config and what its data are.
 
   Args:
     data: as a kind of batch describes it (lm.data.kinds.Kind.describe).
+    rewinds: as in run.json, up to it: by them the next batch is known without run.json.
   """
-  return {"config": dataclasses.asdict(cfg), "data": fingerprints(data)}
+  found: dict[str, object] = {"config": dataclasses.asdict(cfg), "data": fingerprints(data)}
+  return found | ({"rewinds": list(rewinds)} if rewinds else {})
+
+
+def saved_rewinds(workdir: pathlib.Path) -> list[dict[str, Any]]:
+  """The rewinds that the newest checkpoint knows of: of a run without run.json, or one that branches."""
+  step = max(checkpoint_steps(workdir), default=None)
+  found = {} if step is None else manifest.read_origin(workdir / "checkpoints" / str(step))
+  rewinds: Any = found.get("rewinds", [])
+  return list(rewinds)
 
 
 def check_origin(

@@ -8,7 +8,7 @@ import pathlib
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -58,7 +58,9 @@ class RunWriter:
     self.stopped_early = False
     self.status, self.reason = "running", None
     self.best, self.best_step = None, None  # value of the watched metric
-    self.last_saved = 0
+    self.last_saved = self._back_to = (
+      0  # step of the newest checkpoint, and of the one a rewind goes to
+    )
     self._since_best, self._judged_at = 0, 0
     self._mirror = self._recorder = None
     self._skips = 0  # in a row
@@ -77,9 +79,10 @@ class RunWriter:
       (workdir / "tokenizer").mkdir(exist_ok=True)
       save_tokenizer(data.tokenizer, workdir / "tokenizer")
       save_template(cfg, workdir / "tokenizer")
-    self._rewinds = [dict(r) for r in rundir.read_run(workdir).get("rewinds", [])]
     processes.wait_for_all("run directory")
-    origin = rundir.origin(cfg, kind_of(cfg).describe(data))
+    self._began = rundir.read_run(workdir)
+    self._rewinds = [dict(r) for r in self._began.get("rewinds", [])]
+    origin = rundir.origin(cfg, kind_of(cfg).describe(data), self._rewinds)
     self.checkpoints = Checkpointer(workdir, cfg.checkpoint, origin)
 
   def abandon(self) -> None:
@@ -118,14 +121,33 @@ class RunWriter:
       )  # fmt: skip
       self._mirror = open_mirrors(about)
       self._recorder = Recorder(self.workdir, start, self._mirror)
-    records = read_jsonl(self.workdir / "metrics.jsonl")
-    for record in records:
-      if record["step"] <= start and self.cfg.eval.stop_metric in record:
-        self._watch(record["step"], record[self.cfg.eval.stop_metric])
+    records, name = read_jsonl(self.workdir / "metrics.jsonl"), self.cfg.eval.stop_metric
+    judged = [(r["step"], r[name]) for r in records if r["step"] <= start and name in r]
+    bests = {step for step, value in judged if self._watch(step, value)}
+    self._count_checkpoints(start, bests if self.cfg.checkpoint.best else set())
     if self._recorder:
       self._say_what_is_missing(records, start)
     if start and self._is_past_patience():
       self.end("done")
+
+  def _count_checkpoints(self, start: int, bests: Collection[int]) -> None:
+    """Which checkpoints count among the latest ones, and to which one a rewind goes, as if never stopped.
+
+    Args:
+      start: the step that the run goes on from.
+      bests: steps whose evaluation was the best so far, and was saved for that.
+    """
+    saved = self.checkpoints.steps()
+    self.checkpoints.leave_out(step for step in saved if not self._is_due(step))
+    would = (s for s in range(start, 0, -1) if self._is_due(s) or s in bests)
+    last = next(would, 0)
+    self._back_to = last if last in (0, *saved) else start
+
+  def _is_due(self, step: int) -> bool:
+    """Whether a run that is left alone saves a checkpoint after this step, however good it is."""
+    every = self.cfg.checkpoint.every_steps
+    every = rundir.was_at(self._began, step, "checkpoint.every_steps", every)
+    return step % every == 0 or step == self.cfg.train.steps or self.stopped_early
 
   def _keep_about(self, start: int, init_from: Mapping[str, object] | None) -> None:
     """Writes what run.json says of how the run began and went on, now that its step is known."""
@@ -221,13 +243,20 @@ class RunWriter:
     return self.cfg.train.on_nonfinite == "rewind" and len(self._rewinds) < MOST_REWINDS
 
   def _rewind(self, step: int, why: str) -> None:
-    """Records that the run goes back to its last checkpoint, past the batches since; ends this stretch."""
-    self._rewinds.append({"bad": step, "to": self.last_saved, "why": why})
+    """Records that the run goes back to its last checkpoint, past the batches since; ends this stretch.
+
+    One that a signal had it save does not count, so that the run is what it would be without: it goes first,
+    as a run that is killed meanwhile must not go on from it.
+    """
+    to = self._back_to
+    if self.last_saved > to:
+      self.checkpoints.drop_after(to)
+    self._rewinds.append({"bad": step, "to": to, "why": why})
     if self._recorder:
       self._about["rewinds"] = self._rewinds
       write_json(self.workdir / "run.json", self._about)
       print(
-        f"{self.workdir}: step {step}: {why}; back to step {self.last_saved}, past the batches since",
+        f"{self.workdir}: step {step}: {why}; back to step {to}, past the batches since",
         file=sys.stderr,
       )
     self.end("rewound")
@@ -254,18 +283,17 @@ class RunWriter:
     if self._recorder:
       self._recorder.sample(step, self.cfg.sample.prompt, text)
 
-  def save(self, state: Any, step: int, due: bool) -> None:
-    """Checkpoints the state, after everything logged up to it is on disk.
-
-    Args:
-      due: it would be saved even if it were not the best.
-    """
+  def save(self, state: Any, step: int) -> None:
+    """Checkpoints the state, after everything logged up to it is on disk."""
     if self._recorder:
       self._recorder.sync()
     best = self.best_step if self.cfg.checkpoint.best else None
+    is_due = self._is_due(step)
     own, _ = split_extra(state.extra, objective_of(self.cfg.objective).teachers(self.cfg))
-    self.checkpoints.save(state._replace(extra=own), step, best, extra=not due)
+    self.checkpoints.save(state._replace(extra=own), step, best, extra=not is_due)
     self.last_saved = step
+    if is_due or step == best:
+      self._back_to = step
     bucket.send_soon(self.workdir, step)
 
   def end(self, status: str, reason: str | None = None, tokens_per_sec: float | None = None):
@@ -296,7 +324,10 @@ class RunWriter:
       changes["tokens_per_sec"] = tokens_per_sec
     if peak := room.peak_bytes():
       changes["peak_bytes"] = max(peak, self._about.get("peak_bytes") or 0)
-    rundir.close_run(self.workdir, self._about, status, **changes)
+    lasting = (
+      "interrupted" if status == "rewound" else status
+    )  # as which it is found if it ends here
+    rundir.close_run(self.workdir, self._about, lasting, **changes)
     lock.release(self.workdir)
     problem = bucket.send(self.workdir)
     if problem:
