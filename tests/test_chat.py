@@ -1,5 +1,6 @@
 """Conversations: what is in the loss, templates, packing, batches, a run, and what is refused."""
 
+import argparse
 import dataclasses
 import json
 import shutil
@@ -156,6 +157,16 @@ def test_what_is_asked_is_transformers_rendering_and_the_end_is_what_counts(spec
     assert templates.ending_of(template, tokenizer).ids == (tokenizer.backend.token_to_id(end),)
   chatml = templates.find_template("chatml", special)
   assert templates.ending_of(chatml, ByteTokenizer()) == templates.Ending((), "<|im_end|>")
+
+
+def test_characters_that_stand_for_contents_may_stand_in_them(special):
+  text = f"{templates.OPEN}0{templates.CLOSE}{templates.EDGE}"
+  for template in ("chatml", "tokenizer"):
+    tokenizer, ids, counted = tokenise(
+      special, [{**USER, "content": text}, {**BOT, "content": text}], objective__template=template
+    )
+    assert tokenizer.decode(ids[counted == templates.TEXT].tolist()) == text
+    assert tokenizer.decode(ids.tolist()).count(text) == 2
 
 
 TURNS = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos_token }}{% endfor %}"
@@ -377,6 +388,31 @@ def test_a_run_answers_a_conversation_by_its_template(tuned, capsys, monkeypatch
   assert capsys.readouterr().out == f"{expected[0]}\n{run.generate([then], 8, 0.0)[0]}\n"
 
 
+def test_a_line_that_cannot_be_answered_is_forgotten_and_the_conversation_goes_on(
+  monkeypatch, capsys
+):
+  """It ended the program, and with it the conversation."""
+  lines = iter(["a", "x" * 100, "b\udcff", "c"])
+  monkeypatch.setattr(
+    "builtins.input", lambda prompt: next(lines, None) or (_ for _ in ()).throw(EOFError)
+  )
+
+  def answer(prompts, seed):
+    if "xxx" in prompts[0][-1]["content"]:
+      raise ConfigError("tokens=8: too long; use a shorter prompt")
+    asked.append(([m["content"] for m in prompts[0]], seed))
+    return "yes"
+
+  asked = []
+  options = argparse.Namespace(chat=True, system="S", seed=3)
+  assert generate._talk(answer, options) == 2
+  assert asked == [(["S", "a"], 3), (["S", "a", "yes", "c"], 4)]
+  assert capsys.readouterr().err.splitlines() == [
+    "tokens=8: too long; use a shorter prompt",
+    "prompt=b\\udcff: is no text in UTF-8; convert it",
+  ]
+
+
 @pytest.mark.slow
 def test_a_task_asks_by_the_template_and_the_samples_answer(tuned):
   run = load(tuned)
@@ -434,6 +470,7 @@ def test_a_run_learns_answers_alone(tmp_path):
   ("{", {}, r"bad.jsonl:1 must be {\"messages\""),
   ('{"messages": [{"role": "king", "content": "x"}]}', {}, "has the role 'king'; use one of system"),
   ('{"messages": [{"role": "user", "content": 3}]}', {}, "must be"),
+  ('{"messages": [{"role": "user", "content": "\\udfff"}]}', {}, "bad.jsonl:1 has a lone surrogate"),
   (json.dumps({"messages": [USER]}), {}, "holds no conversation with an answer"),
   (json.dumps({"messages": [USER, BOT]}), {"model__seq_len": 16}, "tokens and model.seq_len=16; raise it"),
   (json.dumps({"messages": [USER, BOT]}), {}, "data.val_fraction=0.05: leaves no conversation of 1"),

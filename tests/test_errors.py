@@ -156,6 +156,7 @@ BAD = [
     "mesh.replica=3: the mesh (replica=3) must use 8 devices; set one axis to -1 and let the "
     "others divide the devices",
   ),
+  ({"sample.prompt": "a\udcff"}, "sample.prompt=a\\udcff: is no text in UTF-8; convert it"),
   (
     {"train.tokens": "5"},
     "train.tokens=5: must fill at least one step of 4096 tokens; raise the budget or lower "

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lm import embed, evaluate, inspect
 from lm.config.errors import ConfigError
 from lm.data.tokenizers import BpeTokenizer, ByteTokenizer, bytes_to_characters
 from lm.generate import check_sampling, main
@@ -143,6 +144,18 @@ def test_bad_options_name_the_rule():
 
   with pytest.raises(ConfigError, match=r"^top_p=1.5: must be in \(0, 1\]; try 0.9$"):
     check_sampling(Options)
+
+
+@pytest.mark.parametrize(("program", "option"), [
+  *((main, name) for name in ("prompt", "system", "stop", "interpolate")),
+  *((evaluate.main, name) for name in ("cue", "system", "stop")),
+  (embed.main, "text"), (inspect.main, "text"),
+])  # fmt: skip
+def test_bytes_that_are_no_text_are_refused(program, option, capsys):
+  with pytest.raises(SystemExit) as end:
+    program(["--workdir", "x", f"--{option}", "a\udcff"])
+  said = capsys.readouterr().err
+  assert end.value.code == 2 and f"argument --{option}: is no text in UTF-8; convert it" in said
 
 
 @pytest.mark.parametrize(("words", "message"), [

@@ -219,6 +219,7 @@ def changed(path, value):
   ({"rows": []}, r"is not in the schema of SQuAD 1\.1 \(KeyError: 'data'\)"),
   (changed(["qas", 0, "answers"], []), "question 0-0 has no answer, as some of SQuAD 2.0 have"),
   (changed(["qas", 1, "answers", 0, "answer_start"], 4), "has the answer 'May', which does not stand at"),
+  (changed(["qas", 1, "question"], "\ud800"), "question 0-1 has a lone surrogate"),
   (changed(["qas", 1, "question"], " "), "question 0-1 needs a question and a context, both texts"),
 ])  # fmt: skip
 def test_files_that_are_amiss_are_named(tmp_path, content, message):

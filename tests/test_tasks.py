@@ -121,6 +121,7 @@ def test_one_prompt_has_nothing_to_be_compared_with(decoder, tmp_path):
   (b"\xff\xfe", "is no text in UTF-8; convert it"),
   (b"5\n", r":1 is no JSON object; mend the line"),
   (b"{\n", r":1 is no JSON \("),
+  (b'{"source": "a", "target": "\\ud800"}\n', r":1 has a lone surrogate, which is no character"),
   (b'{"source": "a"}\n', r"data.target_field=target: .*:1 has no text there; it has: source"),
 ])  # fmt: skip
 def test_examples_that_cannot_be_read_are_named(tmp_path, content, message):
