@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm.config.command_line import Parser, read_text, reject_unknown, run_main
+from lm.config.command_line import Parser, read_text, reject_unknown, run_main, utf8
 from lm.config.errors import ConfigError, number_of
 from lm.objectives.pooled import pool, read_rows
 from lm.runs import bucket
@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> int:
   parser.add_argument("--workdir", required=True, help="run directory of an encoder")
   parser.add_argument("--checkpoint", default="best", help="best, latest or a step")
   what = parser.add_mutually_exclusive_group(required=True)
-  what.add_argument("--text", action="append", help="a text; give it again for more")
+  what.add_argument("--text", type=utf8, action="append", help="a text; give it again for more")
   what.add_argument("--file", help="file with a text a line")
   parser.add_argument("--pooling", default="mean", choices=POOLINGS, help="what speaks for a text")
   parser.add_argument("--json", action="store_true", help="print vectors and cosines as JSON")

@@ -28,7 +28,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lm.config.command_line import Parser, reject_unknown, run_main
+from lm.config.command_line import Parser, reject_unknown, run_main, utf8
 from lm.config.errors import ConfigError, number_of
 from lm.config.hparams import Hparams
 from lm.config.schema import Config, MeshConfig
@@ -262,14 +262,16 @@ def main(argv: list[str]) -> int:
     "--beams", type=int, default=1, help="of texts that a task asks for; 1 = greedy"
   )
   parser.add_argument("--length_penalty", type=float, default=1.0, help="of the beams' scores")
-  parser.add_argument("--cue", default="", help="stands after every source, such as ' TL;DR:'")
-  parser.add_argument("--stop", help="texts that a task asks for end before this string")
+  parser.add_argument(
+    "--cue", type=utf8, default="", help="stands after every source, such as ' TL;DR:'"
+  )
+  parser.add_argument("--stop", type=utf8, help="texts that a task asks for end before this string")
   parser.add_argument(
     "--chat",
     action="store_true",
     help="a source and its cue are a user's message, by the chat template",
   )
-  parser.add_argument("--system", help="what the system says before such a conversation")
+  parser.add_argument("--system", type=utf8, help="what the system says before such a conversation")
   parser.add_argument("--limit", type=int, help="the first examples of a task alone")
   parser.add_argument("--answers", help="file to write a task's texts to, a JSON object each")
   parser.add_argument("--json", action="store_true", help="print the scores as JSON")

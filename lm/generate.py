@@ -20,10 +20,11 @@ if __name__ == "__main__":
 
 import json
 import pathlib
+import sys
 from collections.abc import Callable, Sequence
 
-from lm.config.command_line import Parser, read_text, reject_unknown, run_main
-from lm.config.errors import ConfigError, check_within
+from lm.config.command_line import Parser, read_text, reject_unknown, run_main, utf8
+from lm.config.errors import ConfigError, check_within, is_unicode
 from lm.config.schema import Config
 from lm.data import templates
 from lm.data.templates import Conversation
@@ -49,7 +50,7 @@ def main(argv: list[str]) -> int:
   parser.add_argument("--checkpoint", default="best", help="best, latest or a step")
   what = parser.add_mutually_exclusive_group(required=True)
   what.add_argument(
-    "--prompt", help="text to continue, or source to read; T5's may have <extra_id_0>"
+    "--prompt", type=utf8, help="text to continue, or source to read; T5's may have <extra_id_0>"
   )
   what.add_argument("--prompt_file", help="file with one prompt a line")
   what.add_argument("--interactive", action="store_true", help="read prompts from the terminal")
@@ -59,8 +60,10 @@ def main(argv: list[str]) -> int:
     help="a prompt is a user's message, by the run's chat template; "
     "with --interactive the conversation goes on",
   )
-  parser.add_argument("--system", help="what the system says before such a conversation")
-  parser.add_argument("--interpolate", help="sentence: texts on the way to it from the prompt")
+  parser.add_argument("--system", type=utf8, help="what the system says before such a conversation")
+  parser.add_argument(
+    "--interpolate", type=utf8, help="sentence: texts on the way to it from the prompt"
+  )
   parser.add_argument("--tokens", type=int, help="new tokens at most; 128 if they fit")
   parser.add_argument("--n", type=int, help="samples a prompt, 1; the n best of --beams; points, 5")
   parser.add_argument("--beams", type=int, default=0, help="beam search of so many; 0 = draws")
@@ -74,7 +77,7 @@ def main(argv: list[str]) -> int:
     "--min_p", type=float, default=0.0, help="drop below this times the likeliest"
   )
   parser.add_argument("--repetition_penalty", type=float, default=1.0, help="above 1 repeats less")
-  parser.add_argument("--stop", help="texts end before this string")
+  parser.add_argument("--stop", type=utf8, help="texts end before this string")
   parser.add_argument("--seed", type=int, default=0, help="of the draws")
   parser.add_argument("--json", action="store_true", help="one JSON object a sample")
   options, unknown = parser.parse_known_args(argv)
@@ -130,7 +133,7 @@ def main(argv: list[str]) -> int:
 
   asks = lambda text: templates.asks(text, options.system) if options.chat else text
   if options.interactive:
-    _talk(answer, options)
+    return _talk(answer, options)
   elif options.prompt_file:
     prompts = read_text("prompt_file", options.prompt_file).splitlines()
     if not prompts:
@@ -141,17 +144,27 @@ def main(argv: list[str]) -> int:
   return 0
 
 
-def _talk(answer: Callable[[Sequence[str | Conversation], int], str], options) -> None:
-  """Answers lines from the terminal, each with a seed of its own; as one conversation with --chat."""
+def _talk(answer: Callable[[Sequence[str | Conversation], int], str], options) -> int:
+  """Answers lines from the terminal, each with a seed of its own; as one conversation with --chat.
+
+  A line that cannot be answered, as it is too long, is refused and forgotten. The exit code is 2 then.
+  """
   said = templates.asks("", options.system)[:-1]
-  turn = 0
+  turn = code = 0
   while (line := _ask()) is not None:
+    asked = [*said, {"role": "user", "content": line}] if options.chat else line
+    try:
+      if not is_unicode(line):
+        raise ConfigError(f"prompt={line}: is no text in UTF-8; convert it")
+      text = answer([asked], options.seed + turn)
+    except ConfigError as error:
+      print(error, file=sys.stderr, flush=True)
+      code = 2
+      continue
     if options.chat:
-      said.append({"role": "user", "content": line})
-      said.append({"role": "assistant", "content": answer([said], options.seed + turn)})
-    else:
-      answer([line], options.seed + turn)
+      said = [*asked, {"role": "assistant", "content": text}]
     turn += 1
+  return code
 
 
 def _interpolate(options, workdir: pathlib.Path, cfg: Config) -> int:
@@ -237,10 +250,13 @@ def _refuse(parser: Parser, options, names: Sequence[str], why: str) -> None:
 
 
 def _ask() -> str | None:
+  """A line of the terminal, where it is asked for, or of what is piped in; None at its end."""
   try:
-    return input("> ")
+    return input("> " if sys.stdin.isatty() and sys.stdout.isatty() else "")
   except EOFError:
     return None
+  except UnicodeDecodeError:
+    return "\udcff"  # what other locales make of a byte that is no UTF-8
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lm.config.command_line import Parser, check_page, reject_unknown, run_main
+from lm.config.command_line import Parser, check_page, reject_unknown, run_main, utf8
 from lm.config.errors import ConfigError, number_of
 from lm.data.masked import marks_of
 from lm.files import write_text
@@ -378,7 +378,9 @@ def _neighbours(looked: Looked) -> str:
 def main(argv: Sequence[str]) -> int:
   parser = Parser(prog="python -m lm.inspect", description=__doc__)
   parser.add_argument("--workdir", required=True, help="run directory")
-  parser.add_argument("--text", required=True, help=f"what it reads, at most {MOST} tokens")
+  parser.add_argument(
+    "--text", type=utf8, required=True, help=f"what it reads, at most {MOST} tokens"
+  )
   parser.add_argument("--checkpoint", default="best", help="best, latest or a step")
   parser.add_argument("--out", help="HTML file; WORKDIR/inspect.html if absent")
   parser.add_argument("--json", action="store_true", help="print file, tokens and losses as JSON")

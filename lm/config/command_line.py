@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from lm.config import interrupts
-from lm.config.errors import ConfigError, no_room, suggest
+from lm.config.errors import ConfigError, is_unicode, no_room, suggest
 from lm.config.schema import Config, flatten
 
 
@@ -24,6 +24,13 @@ class Parser(argparse.ArgumentParser):
 
   def error(self, message: str):
     self.exit(2, f"{self.prog}: {message}; see --help\n")
+
+
+def utf8(word: str) -> str:
+  """The type of options that are texts, not paths, which may be any bytes."""
+  if not is_unicode(word):
+    raise argparse.ArgumentTypeError("is no text in UTF-8; convert it")
+  return word
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:

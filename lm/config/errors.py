@@ -15,12 +15,14 @@ class ConfigError(ValueError):
   """Bad input, worded `key=value: the rule; the remedy`. Programs print it and exit with code 2.
 
   Ends of lines inside a value are shown as \\n, so that the message is one line, and other control characters
-  as their numbers, so that no value moves a terminal's cursor.
+  and lone surrogates as their numbers, so that no value moves a terminal's cursor and all can be written.
   """
 
   def __init__(self, text: object = ""):
     line = "\\n".join(str(text).splitlines())
-    super().__init__(re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda c: ascii(c[0])[1:-1], line))
+    super().__init__(
+      re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", lambda c: ascii(c[0])[1:-1], line)
+    )
 
 
 def first_line(error: BaseException) -> str:
@@ -86,6 +88,18 @@ def number_of(n: int, noun: str, spec: str = "") -> str:
 def whole_number(text: str) -> int | None:
   """The integer that a text of 1 to 18 digits spells; None for any other text."""
   return int(text) if re.fullmatch("[0-9]{1,18}", text) else None
+
+
+def is_unicode(text: str) -> bool:
+  """Whether a text can be written in UTF-8.
+
+  Not so lone surrogates: escapes in JSON may be such, and what is no UTF-8 on a command line becomes them.
+  """
+  try:
+    text.encode()
+  except UnicodeEncodeError:
+    return False
+  return True
 
 
 def check_choice(key: str, value: str, options: Iterable[str]) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 
 from ml_collections import ConfigDict
 
-from lm.config.errors import ConfigError, first_line, suggest
+from lm.config.errors import ConfigError, first_line, is_unicode, suggest
 from lm.config.schema import ABSENT, Config, rules
 
 CHOOSERS = (
@@ -174,6 +174,8 @@ def _cast(key: str, value: object, kind: object) -> object:
   kind = options[0]
   if type(None) in options and value in (None, "None", "none"):
     return None
+  if isinstance(value, str) and not is_unicode(value):
+    raise ConfigError(f"{key}={value}: is no text in UTF-8; convert it")
   try:
     return _parse(value, kind)
   except (ValueError, TypeError, OverflowError):

@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lm.config.errors import ConfigError, number_of
+from lm.config.errors import ConfigError, is_unicode, number_of
 from lm.config.schema import Config
 from lm.data import cleaning, order, tokenizers
 from lm.data.sources import files, split_entry
 from lm.data.sources.digest import hash_of
 from lm.data.sources.readers.compression import detect, open_file
-from lm.data.templates import CLOSE, OPEN, TEXT, bytes_of, find_template, folder_of, tokenise
+from lm.data.templates import TEXT, bytes_of, find_template, folder_of, tokenise
 
 ROLES = ("system", "user", "assistant", "tool")
 TAG = 11  # of this kind's draws
@@ -153,7 +153,9 @@ def _messages(line: bytes, where: str) -> list[dict[str, str]]:
     if message["role"] not in ROLES:
       raise ConfigError(f"{where} has the role {message['role']!r}; use one of {', '.join(ROLES)}")
     content = message["content"]
-    if not isinstance(content, str) or OPEN in content or CLOSE in content:
+    if isinstance(content, str) and not is_unicode(content):
+      raise ConfigError(f"{where} has a lone surrogate, which is no character; mend the line")
+    if not isinstance(content, str):
       raise ConfigError(f"{where} {wanted}")
   return found
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lm.config.errors import ConfigError, number_of
+from lm.config.errors import ConfigError, is_unicode, number_of
 from lm.config.schema import Config
 from lm.data import records
 from lm.data.records import Form, Records, RecordStore
@@ -108,6 +108,8 @@ def _check(question: Question, where: str) -> None:
     raise ConfigError(
       f"{where}: {question.place} needs a question and a context, both texts; mend it"
     )
+  if not is_unicode(question.text + question.context):
+    raise ConfigError(f"{where}: {question.place} has a lone surrogate, no character; mend it")
   if not question.answers:
     raise ConfigError(
       f"{where}: {question.place} has no answer, as some of SQuAD 2.0 have; take such questions out"

@@ -110,10 +110,10 @@ def check_lengths(cfg: Any, longest: int, max_new: int) -> None:
       raise ConfigError(
         f"tokens={max_new}: must fit the model's model.target_len={cfg.target_len}; use at most that"
       )
-  elif longest + max_new > cfg.seq_len:
+  elif (room := cfg.seq_len - longest) < max_new:
     raise ConfigError(
       f"tokens={max_new}: prompt ({number_of(longest, 'token')}) and new tokens must fit the model's "
-      f"{cfg.seq_len} positions; use at most {max(cfg.seq_len - longest, 0)} or a shorter prompt"
+      f"{cfg.seq_len} positions; use {f'at most {room} or ' if room > 0 else ''}a shorter prompt"
     )
 
 

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.config.command_line import read_text
-from lm.config.errors import ConfigError
+from lm.config.errors import ConfigError, is_unicode
 from lm.models.registry import family_of
 from lm.runs.load import LoadedRun, load
 from lm.runs.progress import counted
@@ -205,6 +205,8 @@ def read(file: str) -> list[Question]:
     texts = isinstance(text, str) and all(isinstance(c, str) and c.strip() for c in choices)
     if not texts or len(choices) < 2:
       raise ConfigError(f"{where} needs a question and at least two choices, all texts; mend it")
+    if not all(map(is_unicode, (text, *choices))):
+      raise ConfigError(f"{where} has a lone surrogate, which is no character; mend it")
     found.append(Question(text, choices, _index(answer, choices, where)))
   if not found:
     raise ConfigError(f"task=multiple_choice:{file}: holds no question; add lines")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from lm.config.command_line import read_text
-from lm.config.errors import ConfigError
+from lm.config.errors import ConfigError, is_unicode
 from lm.config.schema import DataConfig
 from lm.data import cleaning
 from lm.data.pairs import read_pairs
@@ -95,6 +95,10 @@ def _read_json(path, cfg, where):
       key = "source_field" if source is None else "target_field"
       raise ConfigError(
         f"data.{key}={getattr(cfg, key)}: {path}:{number} has no text there; it has: {listed(list(record))}"
+      )
+    if not all(map(is_unicode, (*source, *target))):
+      raise ConfigError(
+        f"{where}:{path}:{number} has a lone surrogate, which is no character; mend the line"
       )
     found.append(Example(" ".join(source), target))
   return found

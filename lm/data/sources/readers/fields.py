@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from lm.config.errors import ConfigError, whole_number
+from lm.config.errors import ConfigError, is_unicode, whole_number
 
 PATIENCE = 10_000  # records without text, after which a source without any is refused
 LISTED, LONGEST = 8, 60  # names in a message, characters of each
@@ -86,7 +86,7 @@ class Field:
         f"data.text_field={self.name}: {place} has {has} there, no text; it has: "
         f"{self._names(record)}"
       )
-    if not text.isascii() and _has_surrogate(text):
+    if not is_unicode(text):
       raise ConfigError(
         f"{where}: {place} has a lone surrogate (\\ud800 to \\udfff), which is no character; "
         "mend the line"
@@ -132,7 +132,7 @@ class Fields(Field):
         has = ", ".join(map(str, record))
         raise ConfigError(f"{key}={name}: {place} has no such text or number; it has: {has}")
       text = str(value)
-      if not text.isascii() and _has_surrogate(text):
+      if not is_unicode(text):
         raise ConfigError(f"{where}: {place} has a lone surrogate, which is no character; mend it")
       values.append(text)
     return Record(place, tuple(values))
@@ -156,11 +156,3 @@ def _text_fields(value: object, name: str, depth: int = 0) -> list[str]:
   else:
     return []
   return [found for path, item in inner for found in _text_fields(item, path, depth + 1)]
-
-
-def _has_surrogate(text: str) -> bool:
-  try:
-    text.encode()
-  except UnicodeEncodeError:
-    return True
-  return False
