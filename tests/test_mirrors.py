@@ -32,6 +32,33 @@ def shown(workdir):
   return scalars, info.hparams
 
 
+HANGS = """
+import atexit, sys, threading, time
+from lm.config.command_line import run_main
+from lm.runs.mirror import Mirror
+
+atexit.register(time.sleep, 600)  # as wandb waits for a service that does not answer
+
+def main(argv):
+  mirror = Mirror("wandb", lambda: time.sleep(600))
+  mirror.log(1, {})
+  mirror.close(timeout=0.1)
+  print("the summary")
+  return int(argv[0])
+
+run_main(main)
+"""
+
+
+@pytest.mark.parametrize("code", [0, 143])
+def test_a_service_that_does_not_answer_keeps_no_process_from_its_end(code):
+  done = subprocess.run(
+    [sys.executable, "-c", HANGS, str(code)], cwd=ROOT, capture_output=True, text=True, timeout=60
+  )
+  assert (done.returncode, done.stdout) == (code, "the summary\n")
+  assert done.stderr == "wandb: still busy, left behind; metrics.jsonl is complete\n"
+
+
 @pytest.mark.slow
 def test_tensorboard_reads_what_the_record_has_once_also_after_a_resume(tmp_path):
   pytest.importorskip("tensorboard")

@@ -1,4 +1,4 @@
-"""`train.py --profile FIRST:LAST` leaves a trace that names the steps, and refuses what is no such range."""
+"""Where time goes: before the first step, and within steps by `train.py --profile FIRST:LAST`."""
 
 import gzip
 import json
@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import pytest
 
 from lm.config.errors import ConfigError
+from lm.files import read_jsonl
+from lm.runs.metrics import START
 from lm.training.clock import Clock
 from lm.training.profile import Profile, read_profile
 
@@ -43,10 +45,20 @@ def test_a_trace_of_the_asked_steps_can_be_read_back(tmp_path):
   assert f"profile     {tmp_path}/run/profile" in done.stdout
   trace = events(tmp_path / "run" / "profile")
   assert steps_in(trace) == [3, 4, 5]
+  first, *others = read_jsonl(tmp_path / "run" / "perf.jsonl")
+  assert all(0 < first[key] < 60 for key in START) and not any(START[0] in each for each in others)
+  total = sum(first[key] for key in START)
+  assert f"  start {total:.1f} s until the first step: imports " in done.stdout
   spans = [e for e in trace if e.get("name") == "train"]
   calls = [e for e in trace if e.get("name", "").startswith("PjitFunction(")]
   within = lambda a, b: b["ts"] <= a["ts"] <= b["ts"] + b["dur"] and a["tid"] == b["tid"]
   assert all(any(within(call, span) for call in calls) for span in spans)
+
+
+def test_the_second_run_of_a_process_does_not_count_what_came_before_the_first():
+  for _ in range(2):
+    lap = Clock(100, 1, float, None).lap(1)
+  assert list(lap) == ["perf/seconds"]
 
 
 def profile(folder, ran, steps):

@@ -18,6 +18,7 @@ import numpy as np
 from lm.addresses import open_address
 from lm.config.errors import ConfigError
 from lm.files import alive
+from lm.runs.metrics import START
 from lm.runs.rundir import changed_section
 from lm.setup.load import from_json
 
@@ -398,7 +399,8 @@ def _curve(records: Sequence[Mapping], perf: Sequence[Mapping], points: int | No
   keys |= dict.fromkeys(k for r in records for k in r)
   curve = {k: [_number(r.get(k)) for r in records] for k in keys}
   by_step = {r["step"]: r for r in perf}
-  for key in dict.fromkeys(k for r in perf for k in r if k not in ("step", "perf/seconds")):
+  once = ("step", "perf/seconds", *START)
+  for key in dict.fromkeys(k for r in perf for k in r if k not in once):
     curve[key] = [_number(by_step.get(r["step"], {}).get(key)) for r in records]
   curve["seconds"] = [seconds.get(r["step"]) for r in records]
   return curve if points is None else binned(curve, points)

@@ -128,10 +128,10 @@ def run_main(main: Callable[[Sequence[str]], int | None]) -> None:
       stream.reconfigure(errors="backslashreplace")
   try:
     interrupts.begin()
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:]) or 0
   except ConfigError as error:
     print(error, file=sys.stderr)
-    sys.exit(2)
+    code = 2
   except Exception as error:
     if why := no_room(error):
       where = getattr(error, "filename", None) or "the disk"
@@ -141,10 +141,21 @@ def run_main(main: Callable[[Sequence[str]], int | None]) -> None:
     else:
       raise
     print(line, file=sys.stderr)
-    sys.exit(2)
+    code = 2
   except KeyboardInterrupt as stop:
     number = stop.number if isinstance(stop, interrupts.Stopped) else signal.SIGINT
     print(interrupts.line(number), file=sys.stderr)
-    sys.exit(128 + number)
+    code = 128 + number
   finally:
     interrupts.end()
+  if _left_behind:
+    interrupts.leave(code)
+  sys.exit(code)
+
+
+_left_behind: list[str] = []
+
+
+def leave_behind(name: str) -> None:
+  """What does not answer any more: `run_main` then ends without what libraries would wait for at exit."""
+  _left_behind.append(name)

@@ -67,8 +67,14 @@ def _again(ignored) -> None:
 
 
 def _leave(number, frame):
+  leave(128 + number, line(number))
+
+
+def leave(code: int, last: str = "") -> None:
+  """Ends the process at once, after what it has written and a last line on stderr."""
   for stream in (sys.stdout, sys.stderr):
     with contextlib.suppress(OSError, ValueError, RuntimeError):  # closed, or being written
       stream.flush()
-  os.write(2, (line(number) + "\n").encode())
-  os._exit(128 + number)
+  if last:
+    os.write(2, (last + "\n").encode())
+  os._exit(code)

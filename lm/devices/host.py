@@ -22,6 +22,16 @@ def cores() -> int:
   return os.cpu_count() or 1
 
 
+def process_age() -> float | None:
+  """Seconds since this process was started, exec included (Linux); None where the system does not say."""
+  try:
+    began = float(pathlib.Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    uptime = float(pathlib.Path("/proc/uptime").read_text().split()[0])
+  except (OSError, ValueError, IndexError):
+    return None
+  return uptime - began / os.sysconf("SC_CLK_TCK")
+
+
 def peak_bytes() -> int:
   """The most memory that this process has held; Linux counts KiB, macOS bytes."""
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

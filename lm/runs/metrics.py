@@ -20,9 +20,14 @@ COMMON = {  # whatever the objective
   "optim/kept": "share of the weights of pruned matrices that are left after this update (optim.prune)",
   "perf/tokens_per_sec": "training tokens per second, without evaluation, saving and compilation",
   "perf/mfu": "model FLOP/s (exact convention) over the device's peak",
-  "perf/seconds": "wall-clock seconds since the process began",
+  "perf/seconds": "wall-clock seconds since data and state were at hand",
+  "perf/start_imports": "seconds from the start of the process until all was imported; once a process",
+  "perf/start_data": "seconds from there until data, plan and state were at hand",
+  "perf/start_compile": "seconds in which the step was traced and compiled, or found compiled",
   "perf/data_wait": "fraction of step time spent waiting for batches",
 }
+# Where the time before the first step went; in the first record of a process.
+START = ("perf/start_imports", "perf/start_data", "perf/start_compile")
 
 
 def all_metrics() -> dict[str, str]:

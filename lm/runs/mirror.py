@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
+from lm.config.command_line import leave_behind
 from lm.config.errors import first_line
 from lm.config.schema import LogConfig
 
@@ -92,6 +93,7 @@ class Mirror:
     self._thread.join(timeout)
     if self._thread.is_alive():
       print(f"{self.name}: still busy, left behind; metrics.jsonl is complete", file=sys.stderr)
+      leave_behind(self.name)
 
   def _work(self, open_sink):
     try:

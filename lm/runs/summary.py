@@ -9,6 +9,7 @@ from lm.files import read_jsonl
 from lm.models.registry import family_of
 from lm.objectives.registry import objective_of
 from lm.runs import bucket
+from lm.runs.metrics import START
 from lm.runs.rundir import read_config, read_run
 from lm.setup.resolve import kind_of, schedule_steps
 from lm.training import noise_scale
@@ -30,6 +31,7 @@ def _show(workdirs: Sequence[pathlib.Path]) -> str:
   lines += [f"  {line}" for line in _no_better_than_chance(workdir, run["final"])]
   if isinstance(run.get("tokens_per_sec"), int | float):
     lines.append(f"  speed {run['tokens_per_sec']:,.0f} {run['unit']}/s")
+  lines += [f"  start {start}" for start in _start(workdir)]
   watched = read_config(workdir).train.noise_scale
   scale = noise_scale.noise_scale(read_jsonl(workdir / "metrics.jsonl")) if watched else None
   if scale:
@@ -81,6 +83,16 @@ def _scores(workdir, final) -> dict[str, str]:
     )
     for name in names
   }
+
+
+def _start(workdir) -> list[str]:
+  """["8.2 s until the first step: imports 3.2, data 2.0, compile 3.0"], of the last process that trained."""
+  records = [r for r in read_jsonl(workdir / "perf.jsonl") if START[0] in r]
+  if not records:
+    return []
+  spent = {key.rpartition("_")[2]: records[-1].get(key, 0.0) for key in START}
+  parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in spent.items())
+  return [f"{sum(spent.values()):.1f} s until the first step: {parts}"]
 
 
 def _no_better_than_chance(workdir, final) -> list[str]:

@@ -1,4 +1,4 @@
-"""Timing of the training loop: tokens per second, MFU, time left."""
+"""Timing of the training loop: tokens per second, MFU, time left; and where the time before it went."""
 
 import contextlib
 import math
@@ -6,11 +6,20 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from lm.devices import host
+
+_IMPORTED, _AGE = (
+  time.perf_counter(),
+  host.process_age(),
+)  # this module is among the last that are imported
+
 
 class Clock:
   """Training speed, without compilation, evaluation and saving, and the line that shows it.
 
-  The first lap of a process holds the compilation and reports nothing.
+  The first lap of a process holds the compilation and reports no speed but, of the first run of a process,
+  what came before the first step: perf/start_imports, perf/start_data (data, plan and state) and
+  perf/start_compile, in seconds.
 
   Args:
     total: steps of the run.
@@ -20,6 +29,8 @@ class Clock:
     peak: FLOP/s of all devices; None where unknown, and there is no MFU then.
     unit: what is counted, in the plural.
   """
+
+  _is_first = True  # of its process
 
   def __init__(
     self,
@@ -33,6 +44,10 @@ class Clock:
     self._tokens_per_step = tokens_per_step
     self._flops_until, self._peak, self._unit = flops_until, peak, unit
     self._born = time.perf_counter()
+    self._start: dict[str, float] = {}
+    if Clock._is_first and _AGE is not None:
+      self._start = {"perf/start_imports": _AGE, "perf/start_data": self._born - _IMPORTED}
+    Clock._is_first = False
     self._lap_start = None
     self._lap_step = 0
     self._away = 0.0  # seconds of this lap that were not training
@@ -59,14 +74,18 @@ class Clock:
   def calling(self, batch: Mapping[str, Any]):
     """The call of a step, which compiles where it has not met such shapes: time that is not training."""
     shapes = tuple(array.shape for array in batch.values())
+    began = time.perf_counter()
     with contextlib.nullcontext() if shapes in self._compiled else self.away():
       yield
+    if self._start and not self._compiled:
+      self._start["perf/start_compile"] = time.perf_counter() - began
     self._compiled.add(shapes)
 
   def lap(self, step: int) -> dict[str, float]:
     """perf/ metrics since the last lap; call when the results of `step` have been fetched."""
     now = time.perf_counter()
-    metrics = {"perf/seconds": now - self._born}
+    metrics = {"perf/seconds": now - self._born, **self._start}
+    self._start = {}
     if self._lap_start is not None and step > self._lap_step:
       spent = max(now - self._lap_start - self._away, 1e-9)
       tokens = (step - self._lap_step) * self._tokens_per_step
