@@ -363,8 +363,16 @@ def test_compare_shows_only_what_differs(root):
 
 
 def test_seed_spread_joins_runs_that_differ_in_seeds_only(root):
-  spread = compare.seed_spread(ledger.read_ledger(str(root)).done().rows)
+  done = ledger.read_ledger(str(root)).done().rows
+  spread = compare.seed_spread(done)
   assert [entry["n"] for entry in spread] == [2, 2]
+  others = (
+    {"status": "running", "loss": 9.0},
+    {"status": "stopped", "loss": 9.0},
+    {"loss": math.inf},
+  )
+  changed = [{**done[0], "name": f"x{i}", "seed": 7 + i, **o} for i, o in enumerate(others)]
+  assert compare.seed_spread([*done, *changed]) == spread  # theirs are no losses of ends
   assert spread[0]["std"] == pytest.approx(math.sqrt(0.02))
 
 

@@ -59,10 +59,11 @@ def config_diff(rows: Sequence[Mapping]) -> dict[str, list]:
 
 
 def seed_spread(rows: Sequence[Mapping], metric: str = "loss") -> list[dict[str, object]]:
-  """One entry for each setting: its runs, which differ in seeds only, and mean and std of `metric`."""
+  """One entry a setting: its runs that are done, which differ in seeds only, mean and std of `metric`."""
   spread = []
-  for group in map(_by_seed, _settings(rows)):
-    values = [row[metric] for row in group if row.get(metric) is not None]
+  for settings in _settings(rows):
+    group = _by_seed(_ended(settings, metric))
+    values = [row[metric] for row in group]
     spread.append(
       {
         "runs": [row["name"] for row in group],
@@ -83,6 +84,11 @@ def _settings(rows: Sequence[Mapping]) -> list[list[Mapping]]:
   return list(settings.values())
 
 
+def _ended(rows: Sequence[Mapping], metric: str) -> list[Mapping]:
+  """Those that are done, with a number: a loss on the way does not compare with one at an end."""
+  return [r for r in rows if is_finite(r.get(metric)) and r.get("status", "done") == "done"]
+
+
 def _by_seed(rows: Sequence[Mapping]) -> list[Mapping]:
   """The rows without those whose seeds another has: the same run twice says nothing of noise."""
   seeds = [tuple(row.get(key) for key in SEEDS) for row in rows]
@@ -93,8 +99,7 @@ def seed_noise(rows: Sequence[Mapping], metric: str = "loss") -> noise.SeedNoise
   """The noise of seeds pooled over the settings of finished rows, as a law of N and D where they show one."""
   groups = []
   for group in _settings(rows):
-    known = [r for r in group if is_finite(r.get(metric)) and r.get("status", "done") == "done"]
-    known = _by_seed(known)
+    known = _by_seed(_ended(group, metric))
     if known:
       size = [float(known[0].get(key) or 1.0) for key in ("n_params", "n_tokens")]
       groups.append(noise.Replicates(tuple(r[metric] for r in known), *size))
@@ -124,10 +129,7 @@ def noise_facts(rows: Sequence[Mapping]) -> dict[str, object]:
 
 def against_first(rows: Sequence[Mapping], metric: str = "loss") -> list[dict[str, object]]:
   """Every setting against the first: difference, interval, p, and p of all together (Holm)."""
-  groups = [
-    [r for r in group if is_finite(r.get(metric)) and r.get("status", "done") == "done"]
-    for group in _settings(rows)
-  ]
+  groups = [_ended(group, metric) for group in _settings(rows)]
   groups = [group for group in groups if group]
   if len(groups) < 2:
     return []
