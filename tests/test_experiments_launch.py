@@ -5,6 +5,7 @@ import fcntl
 import io
 import json
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -14,6 +15,8 @@ import time
 
 import pytest
 
+from experiments.commands import running, which
+from experiments.commands.command_line import make_parser
 from experiments.launch import jobs, local, locks, loop, slots, stacks
 from experiments.launch.jobs import Job
 from experiments.launch.local import Local
@@ -24,6 +27,7 @@ from experiments.report import live
 from experiments.sweep import Run, sweep
 from lm.config.errors import ConfigError
 from lm.files import read_jsonl
+from lm.runs import lock
 from tests.fake_runs import SMOKE, fake_run
 
 # A worker: appends to `starts`, behaves, and leaves the files of a finished run in its place.
@@ -156,6 +160,41 @@ def test_a_run_that_another_process_holds_is_waited_for_and_not_started(pretend)
   other.join()
   assert {row["status"] for row in rows.values()} == {"done"}
   assert starts(members[0]) == 0 and starts(members[1]) == 1
+
+
+def test_what_others_train_is_said_and_an_interrupt_looks_at_it_again(pretend, capsys):
+  """They counted as "left", though they go on, and as at work, though they had ended meanwhile."""
+  members, make_jobs = pretend("well", "well", "slow")
+  held = [locks.take(m.workdir) for m in members[:2]]
+  for member in members[:2]:
+    (member.workdir / lock.NAME).write_text(f"{platform.node()} {os.getpid()}\n")
+  stream = io.StringIO()
+
+  def end_one_and_interrupt():
+    while not starts(members[2]):
+      time.sleep(0.02)
+    fake_run(members[1].workdir)
+    held[1].release()
+    os.kill(os.getpid(), signal.SIGINT)
+
+  threading.Thread(target=end_one_and_interrupt).start()
+  with live.Watch("test", stream) as watch:
+    backend = Local([Slot({"PLACE": "0"}, None)], make_jobs)
+    rows, interrupted = loop.launch(lambda rows: members, backend, watch)
+  held[0].release()
+  assert interrupted and [rows[m.name]["status"] for m in members] == [
+    "running",
+    "done",
+    "interrupted",
+  ]
+  reason = f"trained by process {os.getpid()} on {platform.node()}, of another launcher"
+  assert rows["r0"]["reason"] == reason and f"running r0: {reason}\n" in stream.getvalue()
+  options = make_parser("about").parse_args(["run", "lr_sweep"])
+  said = running._advice(options, which.select(options), rows)
+  assert said.splitlines() == [
+    "1 run at work; follow it with: python -m experiments status lr_sweep",
+    "1 left; go on with: python -m experiments run lr_sweep",
+  ]
 
 
 def test_a_process_holds_its_runs_lock_until_it_ends(pretend):
@@ -362,7 +401,12 @@ def test_a_status_is_told_once_in_plain_lines(tmp_path, capsys):
   (member,) = sweep.resolve_runs([Run("a", {}, SMOKE)], tmp_path)
   with live.Watch("title", sys.stdout) as watch:
     for status in ("waiting", "running", "running", "failed", "failed"):
-      watch([member], {"a": {"status": status, "reason": "why"}}, [], False)
+      watch(
+        [member],
+        {"a": {"status": status, "reason": "why" if status == "failed" else None}},
+        [],
+        False,
+      )
   assert capsys.readouterr().out.split("\n") == ["failed a: why", ""]
 
 

@@ -313,11 +313,22 @@ def _total_line(total: Mapping, speed, rungs) -> str:
 def _advice(options, experiment, rows: Mapping[str, Mapping]) -> str:
   me = f"python -m experiments {{}} {words_for(options, experiment)}"
   left = [row["status"] for row in rows.values() if row["status"] != "done"]
+  going = [status for status in left if status in ("running", "queued")]
+  lines = []
+  if going:
+    them = "it" if len(going) == 1 else "them"
+    lines.append(
+      f"{number_of(len(going), 'run')} at work; follow {them} with: {me.format('status')}"
+    )
   if "unreadable" in left:
-    return "damaged runs are left alone: delete their directories and run the same command again"
-  if "failed" in left:
-    return f"failed runs are started again by: {me.format('run')} --retry"
-  if left:
-    return f"{len(left)} left; go on with: {me.format('run')}"
+    lines.append(
+      "damaged runs are left alone: delete their directories and run the same command again"
+    )
+  elif "failed" in left:
+    lines.append(f"failed runs are started again by: {me.format('run')} --retry")
+  elif len(left) > len(going):
+    lines.append(f"{len(left) - len(going)} left; go on with: {me.format('run')}")
+  if lines:
+    return "\n".join(lines)
   done = "the run is" if len(rows) == 1 else f"all {len(rows)} runs are"
   return f"{done} done; next: {me.format('report')}"

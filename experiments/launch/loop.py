@@ -21,6 +21,7 @@ from experiments.launch.jobs import (
 from experiments.ledger.rows import read_row
 from experiments.sweep.sweep import Member
 from lm.files import write_json
+from lm.runs.lock import writer
 from lm.runs.rundir import check_same_run
 
 ENDED = ("done", "failed", "interrupted")  # what train.py itself writes at the end
@@ -85,7 +86,8 @@ def launch(
       if backend.room(len(working)) > 0 and not interrupt.count:
         elsewhere = _start(todo, backend, working, tried, rows, begin, predict, where)
       watch(list(known.values()), rows, working, interrupt.count > 0)
-      if not working and not elsewhere:
+      if not working and (interrupt.count or not elsewhere):
+        rows.update(_now(known, rows, tried, where))
         return rows, interrupt.count > 0
       if not backend.stays and (interrupt.count or not wait):
         return rows, interrupt.count > 0
@@ -121,7 +123,7 @@ def _start(todo, backend, working, tried, rows, begin, predict, where) -> list[M
     lock = locks.take(member.workdir)
     if lock is None:
       elsewhere.append(member)
-      rows[member.name] = {**read_row(where(member), member.name), "status": "running"}
+      rows[member.name] = _held(member, where)
       continue
     try:
       ticket = backends.live_ticket(member.workdir)
@@ -148,9 +150,36 @@ def _start(todo, backend, working, tried, rows, begin, predict, where) -> list[M
   for work in fresh:
     working.append(work)
     tried.update(m.name for m in work.job.members)
-    status = "running" if backend.stays else "queued"
-    rows.update({m.name: {**rows[m.name], "status": status} for m in work.job.members})
+    now = {"status": "running" if backend.stays else "queued", "reason": None}
+    rows.update({m.name: {**rows[m.name], **now} for m in work.job.members})
   return elsewhere
+
+
+def _held(member: Member, where: Callable[[Member], str]) -> dict:
+  """The row of a run that another process holds, such as one that outlived its launcher."""
+  who = writer(member.workdir)
+  reason = f"trained by {who}, of another launcher" if who else "held by another launcher"
+  return {**read_row(where(member), member.name), "status": "running", "reason": reason}
+
+
+def _now(
+  known: Mapping[str, Member],
+  rows: Mapping[str, dict],
+  tried: set[str],
+  where: Callable[[Member], str],
+) -> dict[str, dict]:
+  """The rows, as they are by now, of runs that were being trained by others when they were last looked at."""
+  found = {}
+  for name, member in known.items():
+    if name in tried or rows[name]["status"] != "running":
+      continue
+    if (lock := locks.take(member.workdir)) is None:
+      found[name] = _held(member, where)
+      continue
+    lock.release()
+    if backends.live_ticket(member.workdir) is None:
+      found[name] = read_row(where(member), name)
+  return found
 
 
 def _submit(

@@ -90,6 +90,8 @@ class Watch:
     """A line that stays, when a run's status changes."""
     before, status = self._seen.get(member.name), row["status"]
     self._seen[member.name] = status
+    if status == "running" != before and row.get("reason"):  # not ours
+      self._say(f"running {member.name}: {row['reason']}")
     if status in (before, "running", "queued") or (
       before is None and status in ("done", "waiting")
     ):
