@@ -37,6 +37,11 @@ workdir, template, behaviour = pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[
 with open(workdir / "starts", "a") as f: f.write(f"{os.getpid()} {os.environ.get('PLACE', '')}\\n")
 asked = []
 signal.signal(signal.SIGINT, lambda *_: asked.append(1))
+if behaviour == "stubborn":
+  shutil.copytree(template + "-running", workdir, dirs_exist_ok=True)
+  while len(asked) < 2: time.sleep(0.02)
+  signal.signal(signal.SIGINT, signal.SIG_DFL)
+  os.kill(os.getpid(), signal.SIGINT)
 if behaviour == "slow":
   for _ in range(200):
     time.sleep(0.05)
@@ -56,6 +61,7 @@ def template(tmp_path_factory):
   folder = tmp_path_factory.mktemp("templates")
   fake_run(folder / "run-done")
   fake_run(folder / "run-interrupted", status="interrupted")
+  fake_run(folder / "run-running", status="running")
   return str(folder / "run")
 
 
@@ -142,6 +148,23 @@ def test_one_signal_interrupts_all_and_all_can_go_on(pretend):
   rows, interrupted = run_all(members, make_jobs)
   assert {row["status"] for row in rows.values()} == {"done"} and not interrupted
   assert [starts(m) for m in members] == [2, 2, 1]
+
+
+def test_a_second_signal_is_passed_on_and_a_run_that_had_trained_is_said_to_have(pretend):
+  """It was said to have been stopped before it trained."""
+  (member,), make_jobs = pretend("stubborn")
+
+  def interrupt():
+    for _ in range(2):
+      while not (member.workdir / "metrics.jsonl").exists():
+        time.sleep(0.02)
+      time.sleep(0.1)
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  threading.Thread(target=interrupt).start()
+  rows, stopped = run_all([member], make_jobs)
+  assert stopped == signal.SIGTERM and rows["r0"]["status"] == "interrupted"
+  assert rows["r0"]["reason"] == "at once; run it again and it goes on from its last checkpoint"
 
 
 def test_a_run_that_another_process_holds_is_waited_for_and_not_started(pretend):

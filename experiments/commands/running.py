@@ -154,7 +154,7 @@ def train(options, experiment: sweep.Experiment, quiet: bool = False) -> int:
   if options.config:
     save_sweep(there, options)
   with live.Watch(experiment.name, follows=not is_address(there)) as watch:
-    rows, interrupted = loop.launch(
+    rows, stopped = loop.launch(
       wanted,
       backend,
       watch,
@@ -180,12 +180,12 @@ def train(options, experiment: sweep.Experiment, quiet: bool = False) -> int:
   if quiet:
     pass
   elif options.json:
-    print_json({"runs": list(rows.values()), "interrupted": interrupted})
+    print_json({"runs": list(rows.values()), "interrupted": stopped > 0})
   else:
     print_runs(list(rows.values()))
     print(_advice(options, experiment, rows))
-  if interrupted:
-    return 130
+  if stopped:
+    return 128 + stopped
   well = ("done", "queued", "running") if options.detach else ("done",)
   return int(any(row["status"] not in well for row in rows.values()))
 

@@ -45,7 +45,7 @@ def launch(
   wait: bool = True,
   predict: Callable[[Member], float | None] = lambda member: None,
   where: Callable[[Member], str] = lambda member: str(member.workdir),
-) -> tuple[dict[str, dict], bool]:
+) -> tuple[dict[str, dict], int]:
   """Trains until nothing is wanted that is not done, failed, unreadable or already tried.
 
   Args:
@@ -60,8 +60,8 @@ def launch(
     where: a run's directory, path or URL; what the launcher itself writes is in member.workdir.
 
   Returns:
-    ({name: row} of every run, whether it was interrupted). Jobs of a back end that does not stay with
-    its launcher go on after an interrupt.
+    ({name: row} of every run, the number of the signal that interrupted it or 0). Jobs of a back end that
+    does not stay with its launcher go on after an interrupt.
 
   Raises:
     ConfigError: a run directory holds another run, or cannot be locked.
@@ -88,9 +88,9 @@ def launch(
       watch(list(known.values()), rows, working, interrupt.count > 0)
       if not working and (interrupt.count or not elsewhere):
         rows.update(_now(known, rows, tried, where))
-        return rows, interrupt.count > 0
+        return rows, interrupt.number
       if not backend.stays and (interrupt.count or not wait):
-        return rows, interrupt.count > 0
+        return rows, interrupt.number
       time.sleep(backend.every)
 
 
@@ -224,7 +224,9 @@ def _after(member: Member, job: Job, state: State, where: str) -> dict:
     return row
   code = state.code
   if code in (-signal.SIGINT, -signal.SIGTERM, 128 + signal.SIGINT, 128 + signal.SIGTERM):
-    status, reason = "interrupted", "before it trained; run it again and it goes on"
+    begun = "at once; run it again and it goes on from its last checkpoint"
+    reason = begun if row.get("step") else "before it trained; run it again and it goes on"
+    status = "interrupted"
   elif code is None or code < 0 or code > 128:
     name = state.reason or (code and _signal_name(code)) or "its back end"
     hint = " (out of memory?)" if name == "SIGKILL" else ""
@@ -245,7 +247,7 @@ class _Interrupt:
   """Passes SIGINT and SIGTERM on to jobs that end with the launcher, and counts them."""
 
   def __init__(self, backend: BackEnd, working: list[Working]):
-    self.count = 0
+    self.count = self.number = 0
     self._backend, self._working = backend, working
 
   def __enter__(self):
@@ -258,6 +260,7 @@ class _Interrupt:
 
   def _handle(self, number, frame):
     self.count += 1
+    self.number = self.number or number
     if self._backend.stays:
       for work in self._working:
         self._backend.cancel(work.ticket)
