@@ -5,10 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import train
+from experiments import __main__ as experiments
 from lm import embed, evaluate, inspect
 from lm.config.errors import ConfigError
 from lm.data.tokenizers import BpeTokenizer, ByteTokenizer, bytes_to_characters
 from lm.generate import check_sampling, main
+from lm.hf import __main__ as hf
 from lm.models.decoding import NEG, Sampling, cut, draw_texts, filter_logits, make_generator
 from lm.models.registry import make_model
 from lm.models.trees import init_params
@@ -156,6 +159,21 @@ def test_bytes_that_are_no_text_are_refused(program, option, capsys):
     program(["--workdir", "x", f"--{option}", "a\udcff"])
   said = capsys.readouterr().err
   assert end.value.code == 2 and f"argument --{option}: is no text in UTF-8; convert it" in said
+
+
+@pytest.mark.parametrize(("program", "words", "key"), [
+  (main, ["--prompt", "a", "--workdir", ""], "workdir"),
+  (evaluate.main, ["--workdir="], "workdir"),
+  (inspect.main, ["--workdir", "x", "--text", "a", "--out", ""], "out"),
+  (hf.main, ["export", "--workdir", "x", "--to", ""], "to"),
+  (hf.main, ["import", "--from", "", "--workdir", "x"], "from"),
+  (experiments.main, ["board", "--root", ""], "root"),
+  (train.main, ["--workdir", ""], "workdir"),
+])  # fmt: skip
+def test_a_place_without_a_name_is_refused(program, words, key):
+  """An unset variable of a shell: train.py wrote runs/default, the board the folder that it was called in."""
+  with pytest.raises(ConfigError, match=f"^{key}=: names nothing, as an unset variable"):
+    program(words)
 
 
 @pytest.mark.parametrize(("words", "message"), [

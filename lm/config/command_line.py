@@ -14,6 +14,8 @@ from lm.config import interrupts
 from lm.config.errors import ConfigError, is_unicode, no_room, suggest
 from lm.config.schema import Config, flatten
 
+PLACES = ("workdir", "root", "to", "folder", "source", "out", "ledger", "csv", "export")  # dests
+
 
 class Parser(argparse.ArgumentParser):
   """argparse with one-line errors and exit code 2."""
@@ -21,6 +23,14 @@ class Parser(argparse.ArgumentParser):
   def __init__(self, **kwargs):
     kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
     super().__init__(allow_abbrev=False, **kwargs)
+
+  def parse_known_args(self, args=None, namespace=None):
+    found, unknown = super().parse_known_args(args, namespace)
+    for action in self._actions:
+      if action.dest in PLACES and getattr(found, action.dest, None) == "":
+        name = max(action.option_strings, default=action.dest).lstrip("-")
+        raise ConfigError(f"{name}=: names nothing, as an unset variable does; give a path")
+    return found, unknown
 
   def error(self, message: str):
     self.exit(2, f"{self.prog}: {message}; see --help\n")
