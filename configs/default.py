@@ -15,26 +15,16 @@ def get_config() -> ConfigDict:
   config = ConfigDict()
   config.seed = 0  # integer; initialisation, dropout and (unless data.seed is set) data order
   config.extensions = ()  # Python modules that add families, objectives or kinds of batch
-  config.rules = (
-    None  # lr, batch, ... by a rule of N and D (lm/setup/rules.py): step_law | olmo | ...
-  )
+  config.rules = None  # lr, batch, ... by a rule of N and D (lm/setup/rules.py): step_law, olmo
 
   config.data = data = ConfigDict()
-  data.sources = (
-    "docstrings",
-  )  # docstrings | python | text:GLOB | hub:OWNER/NAME/GLOB | tfds:NAME
+  data.sources = ("docstrings",)  # docstrings | python | text:GLOB | hub:OWNER/NAME/GLOB | tfds:..
   data.weights = ()  # one positive weight per source, in tokens drawn; () = in proportion to size
   data.seed = None  # integer, order of the training examples; None = config.seed
-  data.unique_tokens = (
-    None  # train on so many tokens, in whole rows that data.seed chooses; None = all
-  )
-  data.text_unit = (
-    "file"  # one document of plain text: file | line | paragraph; else a record is one
-  )
+  data.unique_tokens = None  # train on so many tokens, in whole rows drawn by data.seed; None = all
+  data.text_unit = "file"  # a document of plain text: file | line | paragraph; else it is a record
   data.text_field = "text"  # where records hold the text: a field or column, or a.b, or a[0].b
-  data.label_field = (
-    None  # where labelled records hold their label; read by kinds with labels alone
-  )
+  data.label_field = None  # where labelled records hold their label; read by their kinds alone
   data.pair_field = None  # where records hold a second text; None = one text a record
   data.truncate = False  # cut labelled texts and pairs longer than the model; False = refuse
   data.augment_share = 0.0  # fraction of labelled training texts that are changed in a batch
@@ -63,12 +53,8 @@ def get_config() -> ConfigDict:
   data.remove_stop_words = False  # leave out 179 frequent English words
   data.stem = False  # write English words as their stems (Porter 1980)
   data.words_only = False  # leave runs of letters alone, with a blank between them
-  data.tokenizer = (
-    "bpe"  # byte | char | bpe | word | wordpiece | sentencepiece | huggingface | gpt2
-  )
-  data.tokenizer_path = (
-    None  # file or folder of one; for bpe, char, word and wordpiece: instead of a new one
-  )
+  data.tokenizer = "bpe"  # byte|char|bpe|word|wordpiece|sentencepiece|huggingface|gpt2
+  data.tokenizer_path = None  # file or folder of one; for bpe, char, word, wordpiece: train none
   data.separator = None  # token that ends a document; None = what the tokenizer's files say
   data.start = None  # token read before a document's first one; None = what the files say
   data.vocab_size = 2048  # entries of a bpe vocabulary, <|endoftext|> included
@@ -112,9 +98,7 @@ def get_config() -> ConfigDict:
   model.residual = "serial"  # serial | parallel (NeoX) | shared (GPT-J: with one norm) | rezero
   model.share_layers = False  # all layers have the same weights (ALBERT)
   model.norm_eps = 1e-5  # added to the variance
-  model.activation = (
-    "swiglu"  # gelu|gelu_exact|relu|relu2|silu; gated swiglu|geglu|geglu_exact|reglu
-  )
+  model.activation = "swiglu"  # gelu|gelu_exact|relu|relu2|silu; swiglu|geglu|geglu_exact|reglu
   model.bias = False  # biases in linear layers and layernorms
   model.bias_on = ()  # what has biases beside that: qkv, out, mlp, norm, head (Qwen 2 has qkv alone)
   model.qk_norm = False  # rmsnorm on queries and keys
@@ -151,9 +135,7 @@ def get_config() -> ConfigDict:
   objective.label_smoothing = 0.0  # in [0, 1): mass moved to the uniform distribution
   objective.balance_loss = 0.01  # weight of the experts' load-balancing loss, a layer
   objective.router_z_loss = 0.0  # weight of mean(log Z ** 2) of the experts' router, a layer
-  objective.router_bias_rate = (
-    0.0  # a step's change of the biases that even out experts' loads; 0 = off
-  )
+  objective.router_bias_rate = 0.0  # change of the biases that even out experts' loads; 0 = off
 
   config.optim = optim = ConfigDict()
   optim.name = "adamw"  # a key of lm.optim.directions.OPTIMIZERS
@@ -208,9 +190,7 @@ def get_config() -> ConfigDict:
   train.on_nonfinite = "stop"  # a loss or gradient of nan or inf: stop | skip the update | rewind
   train.hang_seconds = 1800  # seconds after which a step's stacks are printed; None = never
   train.init_from = None  # run or Hugging Face folder whose parameters the run starts from
-  train.init_depth = (
-    None  # how its layers fill a deeper model: stack (1 2 1 2) | interleave (1 1 2 2)
-  )
+  train.init_depth = None  # how layers fill a deeper model: stack (1 2 1 2) | interleave (1 1 2 2)
 
   config.eval = evaluation = ConfigDict()
   evaluation.every_steps = None  # steps; None = 10 times a run
@@ -232,9 +212,7 @@ def get_config() -> ConfigDict:
 
   config.log = log = ConfigDict()
   log.every_steps = 10  # steps between lines of metrics.jsonl
-  log.wandb = (
-    "auto"  # WANDB_MODE, else online with a key, else offline | online | offline | disabled
-  )
+  log.wandb = "auto"  # WANDB_MODE, else online with a key | online | offline | disabled
   log.wandb_project = None  # project in Weights & Biases; None = WANDB_PROJECT, else isoflop
   log.wandb_group = None  # group of runs there; sweeps set it
   log.mirrors = ()  # others that get the record, too: tensorboard, trackio

@@ -61,9 +61,8 @@ def get_config(size: str = "smoke"):
     config.train.tokens = None
     config.train.steps = 60 if smoke else 8000
     config.eval.stop_metric = "eval/val/neg_elbo"
-    config.sample.tokens = (
-      8 if smoke else 20
-    )  # words of a sentence; five between two vectors are shown
+    # Words of a sentence; five between two vectors are shown.
+    config.sample.tokens = 8 if smoke else 20
     if smoke:
       config.data.sources = ("synthetic:markov-64-s1",)
       config.data.tokenizer = "byte"

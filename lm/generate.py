@@ -38,9 +38,8 @@ from lm.runs.load import load
 from lm.training.compile_cache import keep_compiled
 
 POINTS = 5  # texts of an interpolation, its ends among them
-MOST = (
-  65536  # texts a prompt, and beams; more are drawn by several commands with seeds of their own
-)
+# Texts a prompt, and beams; more are drawn by several commands with seeds of their own.
+MOST = 65536
 DRAWS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
 
 

@@ -421,7 +421,6 @@ def test_a_thousand_runs_of_ten_thousand_records_respond(chromium, tmp_path):
     f"(clock => [clock(draw, 3), clock(drawCharts, 3), clock({hover}, 40)])({clock})"
   )
   all_, charts, hovering = took
-  assert all_ < 1500 and charts < 500 and hovering < 50, (
-    took
-  )  # ms; a third of that on a free machine
+  # ms; a third of that on a free machine
+  assert all_ < 1500 and charts < 500 and hovering < 50, took
   page.close()

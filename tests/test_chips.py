@@ -55,9 +55,8 @@ def test_figures_hang_together(name):
   assert chip.float8 is None or chip.float8 == pytest.approx(2 * chip.bfloat16, rel=0.01)
   assert 0.45 * chip.bfloat16 < chip.float32 <= chip.bfloat16
   assert 100 < chip.bfloat16 / chip.hbm_bandwidth < 700  # FLOP a byte
-  assert (
-    3 < chip.hbm_bandwidth / chip.link < 13
-  )  # TPU7x: 7,380 GB/s of memory, 600 of links, a chip
+  # TPU7x: 7,380 GB/s of memory, 600 of links, a chip
+  assert 3 < chip.hbm_bandwidth / chip.link < 13
   assert 5 < chip.hbm / chip.hbm_bandwidth * 1000 < 40  # ms to read it all
   if chip.price is not None:
     assert 1e17 < chip.bfloat16 * 3600 / chip.price < 1.5e18  # FLOP a dollar

@@ -443,15 +443,12 @@ def test_a_preempted_slice_is_asked_for_again_and_given_back_at_the_end(
   calls = (fake_gcloud / "calls").read_text().splitlines()
   created = [call for call in calls if "queued-resources create" in call]
   assert len(created) == 2 and "--node-count=2" in created[0] and "--spot" in created[0]
-  assert (
-    json.loads((fake_gcloud / "resources.json").read_text()) == {}
-  )  # nothing is left to pay for
+  # Nothing is left to pay for.
+  assert json.loads((fake_gcloud / "resources.json").read_text()) == {}
   for node in (0, 1):
     trained = (fake_gcloud / "vms" / f"{tickets[0].id}-{node}.trained").read_text()
-    assert trained.count("--workdir gs://b/s/fsdp") in (
-      1,
-      2,
-    )  # the other node may have begun before
+    # The other node may have begun before.
+    assert trained.count("--workdir gs://b/s/fsdp") in (1, 2)
   assert "---- started" in (tmp_path / "runs/s/gcloud" / f"{tickets[0].id}.log").read_text()
 
 

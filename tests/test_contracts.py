@@ -101,9 +101,8 @@ def test_it_trains_and_is_judged_by_its_own_metric(whole):
   steps = [int(p.name) for p in (whole / "checkpoints").iterdir()]
   assert best == max((s for s in right if s in steps), key=lambda s: (right[s], -s))
   assert right[best] == max(right.values())
-  assert (
-    right[10] == min(right.values()) and 10 not in steps
-  )  # kept neither as the best nor as one of two
+  # Kept neither as the best nor as one of two.
+  assert right[10] == min(right.values()) and 10 not in steps
 
 
 def test_what_is_no_parameter_is_saved_with_the_run(whole):

@@ -77,9 +77,8 @@ def test_a_stopped_conversion_leaves_what_was_there_and_can_be_given_again(tmp_p
     main(give)
   assert not end.exists()
   wrong = {name: array + 1 for name, array in state.items()}
-  write_folder(
-    end, wrong, {"model_type": "other"}, shard_bytes=4096
-  )  # an earlier one, of other files
+  # An earlier one, of other files.
+  write_folder(end, wrong, {"model_type": "other"}, shard_bytes=4096)
   (end / "tokenizer.model").write_text("other")
   (end / "notes.txt").write_text("mine")
   with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

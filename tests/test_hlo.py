@@ -211,9 +211,8 @@ def test_programs_for_tpus():
   assert hlo.trips(program, "main", main["loop"]) == 4  # 1, 3, 5, 7
   assert [t for _, i, t in hlo.walk(program) if i.name == "y"] == [4]
   assert flops(program, "main", main["batched"]) == ({"bf16": 2 * 2 * 16 * 8 * 32}, 0.0)
-  assert (
-    moved_bytes(program, "body", program.computations["body"]["y"]) == 4 * 4 * 8
-  )  # written only
+  # Written only.
+  assert moved_bytes(program, "body", program.computations["body"]["y"]) == 4 * 4 * 8
   (gather,) = collectives(program, 4)
   assert (gather.kind, gather.hidden, gather.bytes, gather.where) == (
     "all-gather",

@@ -131,9 +131,8 @@ def read(spec, cfg):
 def test_documents_are_those_of_the_files_that_match(server, tmp_path):
   cfg = config(tmp_path)
   assert read("hub:who/what/data/*.jsonl", cfg) == ["one", "two", "three"]
-  assert not any(
-    "README" in path or "deep" in path for path in Hub.asked
-  )  # nothing else is fetched
+  # Nothing else is fetched.
+  assert not any("README" in path or "deep" in path for path in Hub.asked)
   assert read("hub:who/what@v1/data/a-1.jsonl", cfg) == ["older"]
   assert read("hub:who/what/**/*.txt", cfg) == ["deep"]
   copy = tmp_path / "copy"

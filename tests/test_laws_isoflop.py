@@ -115,9 +115,8 @@ def test_variable_projection_finds_the_truth_and_agrees_with_newton():
   columns = [noisy[k] for k in ("n_params", "n_tokens", "loss")]
   relative = laws.varpro_fit(*columns, relative=True)
   newton = laws.fit_table(noisy, objective="l2", n_boot=0, methods=(), n_starts=64, holdout=False)
-  assert relative.a == pytest.approx(
-    newton["a"].value, abs=2e-3
-  )  # relative errors are nearly log errors
+  # Relative errors are nearly log errors.
+  assert relative.a == pytest.approx(newton["a"].value, abs=2e-3)
 
 
 def test_variable_projection_of_a_table_has_intervals_about_its_own_optimum():

@@ -51,9 +51,8 @@ def test_ademamix_equals_its_algorithm():
 
   def update(state, g, t):
     share = min(1, t / length)
-    grown = np.exp(
-      np.log(B1) * np.log(b3) / ((1 - share) * np.log(b3) + share * np.log(B1))
-    )  # appendix A.1
+    # Appendix A.1.
+    grown = np.exp(np.log(B1) * np.log(b3) / ((1 - share) * np.log(b3) + share * np.log(B1)))
     slow = min(grown, b3)
     m1 = state["m1"] = B1 * state.get("m1", 0) + (1 - B1) * g
     m2 = state["m2"] = slow * state.get("m2", 0) + (1 - slow) * g

@@ -284,9 +284,8 @@ def test_each_denoiser_of_ul2_takes_out_its_share_in_spans_of_its_length(text):
   assert lengths.min() >= 1
   if len(lengths) > 200:
     assert lengths.mean() == pytest.approx(denoiser.span, rel=0.15)
-    assert lengths.std() == pytest.approx(
-      denoiser.span, rel=0.4
-    )  # evenly drawn pieces: nearly geometric
+    # Evenly drawn pieces: nearly geometric.
+    assert lengths.std() == pytest.approx(denoiser.span, rel=0.4)
 
 
 def test_rows_of_ul2_begin_with_the_token_of_their_mode(tmp_path):

@@ -88,9 +88,8 @@ def test_options_that_do_not_go_together(given, words):
 def test_state_is_split_as_the_mesh_says(examined):
   cfg, facts = examined
   total = param_counts(cfg.model).total
-  assert (
-    total / 8 <= facts["bytes"]["parameters"] / 4 < 1.1 * total / 8
-  )  # norms are on every device
+  # Norms are on every device.
+  assert total / 8 <= facts["bytes"]["parameters"] / 4 < 1.1 * total / 8
   assert facts["bytes"]["optimizer"] == pytest.approx(2 * facts["bytes"]["parameters"], rel=1e-3)
   assert facts["bytes"]["gradients"] > 0.5 * facts["bytes"]["parameters"]  # those of the layers
   assert facts["bytes"]["activations"] > 0

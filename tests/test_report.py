@@ -691,9 +691,8 @@ def test_a_folder_read_again_parses_only_what_is_new(folder, monkeypatch):
   (row,) = (r for r in again if r["name"] == "now")
   assert row["step"] == 70 and row["curve"]["train/loss"][-1] == 1.5
   assert len(again) == first and reader.version == version + 1 and reader.since(version) == {"now"}
-  lines = (
-    (folder / "now" / "metrics.jsonl").read_text().splitlines()[:3]
-  )  # a resume cut it, then went on
+  # A resume cut it, then went on.
+  lines = (folder / "now" / "metrics.jsonl").read_text().splitlines()[:3]
   longer = [*lines, *(f'{{"step": {s}, "tokens": {s}, "flops": 2.0}}' for s in range(40, 90))]
   (folder / "now" / "metrics.jsonl").write_text("\n".join(longer) + "\n")
   assert reader.read().rows == read_ledger(str(folder)).rows

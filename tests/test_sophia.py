@@ -98,9 +98,8 @@ def test_a_draw_is_of_the_first_micro_batch():
   assert not np.array_equal(jax.random.key_data(u(1)), jax.random.key_data(u(2)))
   other = {name: array.at[1::2].set(0) for name, array in batch.items() if name == "tokens"}
   first, changed = take(cfg, batch), take(cfg, {**batch, **other})
-  jax.tree.map(
-    np.testing.assert_array_equal, first, changed
-  )  # what the second half holds is not read
+  # What the second half holds is not read.
+  jax.tree.map(np.testing.assert_array_equal, first, changed)
   sizes = lambda tree: sum(float(jnp.sum(jnp.square(x))) for x in jax.tree.leaves(tree))
   assert sizes(first) == pytest.approx(sizes(take(alone, half)), rel=2)  # means, not sums
 

@@ -129,9 +129,8 @@ def test_a_run_starts_from_another_ones_parameters(whole, tmp_path):
   assert f"start from  {whole}: 11 of 11 parameters" in said
   best, _ = load_params(whole, "best")
   mine, _ = load_state(tmp_path / "more", "latest")
-  jax.tree.map(
-    np.testing.assert_array_equal, mine["params"], best
-  )  # nothing moved them: the rate is 0
+  # Nothing moved them: the rate is 0.
+  jax.tree.map(np.testing.assert_array_equal, mine["params"], best)
   close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
   jax.tree.map(close, mine["ema"], best)  # the average begins there, too
   assert records(tmp_path / "more")[0]["train/loss"] < records(whole)[0]["train/loss"]

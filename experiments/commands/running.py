@@ -164,9 +164,8 @@ def train(options, experiment: sweep.Experiment, quiet: bool = False) -> int:
       predict=_prediction(backend, members),
       where=where,
     )
-  in_trial = (
-    "WANDB_SWEEP_ID" in os.environ
-  )  # an agent's: its W&B run is the run's, not the report's
+  # An agent's: its W&B run is the run's, not the report's.
+  in_trial = "WANDB_SWEEP_ID" in os.environ
   if options.wandb and not in_trial and any(row["status"] == "done" for row in rows.values()):
     from experiments.report import mirror
     from experiments.report import report as reports

@@ -77,9 +77,8 @@ class JobSet:
       name = cloud.job_name(self.asked, job.members)
       file = self.folder / f"{name}.yaml"
       file.write_text(as_yaml(self.manifest(job, placement, code)), encoding="utf-8")
-      _kubectl(
-        self._space(), "delete", "jobset", name, "--ignore-not-found"
-      )  # of an earlier attempt
+      # Of an earlier attempt.
+      _kubectl(self._space(), "delete", "jobset", name, "--ignore-not-found")
       out = _kubectl(self._space(), "apply", "--filename", str(file))
       if out.returncode:
         raise ConfigError(f"on=jobset: kubectl refuses {file} ({_last(out)})")

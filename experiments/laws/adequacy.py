@@ -22,10 +22,8 @@ CLIP = 3.0  # robust standard deviations at which residuals are cut: one bad run
 LEAST_SHARE = 0.02  # of a unit trend that the law's own parameters must leave for it to be tested
 SPARE_ROWS = 5  # rows that must remain to estimate the noise
 FLIPS = 999  # sign flips of whole clusters, where rows of one run share their noise
-MOST_KINDS, LEAST_OF_KIND = (
-  8,
-  4,
-)  # values of a column of words, and runs of each, for it to be tested
+# Values of a column of words, and runs of each, for it to be tested.
+MOST_KINDS, LEAST_OF_KIND = 8, 4
 SAME = 1e-6  # relative difference of inputs below which two runs repeat each other
 
 

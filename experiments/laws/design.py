@@ -11,9 +11,8 @@ from lm.config.errors import number_of
 
 # Besiroglu et al. 2024, arXiv:2404.10102: only the shape of the loss surface is taken from it.
 PRIOR = {"A": 482.01, "B": 2085.43, "E": 1.8172, "alpha": 0.3478, "beta": 0.3658}
-EPOCHS_WORTH = (
-  4.0  # Muennighoff et al. 2023: up to here repeats are worth nearly as much as new tokens
-)
+# Muennighoff et al. 2023: up to here repeats are worth nearly as much as new tokens
+EPOCHS_WORTH = 4.0
 
 
 @dataclasses.dataclass(frozen=True)

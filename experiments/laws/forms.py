@@ -14,9 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-NEWTON_STEPS = (
-  4  # and two more: to the last digits of float64 from b / Bc = 1e-4 to 1e4, at |p| <= 0.8
-)
+# And two more: to the last digits of float64 from b / Bc = 1e-4 to 1e4, at |p| <= 0.8.
+NEWTON_STEPS = 4
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,9 +18,8 @@ from lm.config.errors import ConfigError, number_of
 
 LEAST_NOISE = 0.002  # of log loss: no two seeds agree better, so noise-free tables are judged alike
 THIN = 0.1  # sd of log N and log D across the line they lie on: 10 %
-EXPONENT_SE = (
-  0.25  # an exponent whose standard error is above this and above its value is not known
-)
+# An exponent whose standard error is above this and above its value is not known.
+EXPONENT_SE = 0.25
 LOG_SE = 5.0  # nor is a scale known to a factor of e^5 = 150
 RANK_TOLERANCE = 1e-7  # of singular values of the Jacobian with unit columns
 TRIED = 24  # parameter points at which the rank is taken: a start may lie where the law is flat

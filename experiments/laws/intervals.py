@@ -362,12 +362,8 @@ def huber(resid: np.ndarray, delta: float) -> np.ndarray:
   return np.where(size <= delta, 0.5 * size**2, delta * (size - 0.5 * delta))
 
 
-REACHES = (
-  5.0,
-  20.0,
-  80.0,
-  320.0,
-)  # standard errors to which a profile is followed before it is given up
+# Standard errors to which a profile is followed before it is given up.
+REACHES = (5.0, 20.0, 80.0, 320.0)
 
 
 def profile(

@@ -14,9 +14,8 @@ from experiments.laws.table import RUN, SHOWN_ROWS, Table
 from lm.config.errors import number_of
 
 NOISE = 0.05  # relative range of the losses of one (N, D) above which they cannot be seeds
-OPTIMA_APART = (
-  1.5  # a factor between optima of one budget above which they are not two estimates of one
-)
+# A factor between optima of one budget above which they are not two estimates of one.
+OPTIMA_APART = 1.5
 SURE = 1e-4  # p-value of the tests below
 PLACES = ("n_params", "n_tokens", "flops", "unique_tokens", "steps")
 

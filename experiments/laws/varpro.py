@@ -185,10 +185,8 @@ def varpro_fit(
   if len(loss) < 6:
     raise ValueError(f"rows={len(loss)}: five parameters need at least 6 runs; give more")
   log_n, log_d = np.log(n_params), np.log(n_tokens)
-  u, v = (
-    log_n - log_n.mean(),
-    log_d - log_d.mean(),
-  )  # centred, so that the three columns have one size
+  # Centred, so that the three columns have one size.
+  u, v = log_n - log_n.mean(), log_d - log_d.mean()
   weight = 1 / loss if relative else np.ones_like(loss)
   low, high = exponents
   span = np.geomspace(low, high, grid)

@@ -14,13 +14,8 @@ from experiments.ledger.rows import AXES
 from lm.config.errors import ConfigError
 
 SEEDS = ("seed", "data.seed")
-SIZES = (
-  "status",
-  "reason",
-  "n_params",
-  "n_tokens",
-  "flops",
-)  # of a run, beside its metrics at the end
+# Of a run, beside its metrics at the end.
+SIZES = ("status", "reason", "n_params", "n_tokens", "flops")
 
 
 def with_names(rows: Sequence[Mapping]) -> list[Mapping]:

@@ -336,9 +336,8 @@ def _told_apart(rows: Sequence[Mapping]) -> tuple[list[dict], alt.Color]:
   them, seeds aside.
   """
   budgets = {_rounded(float(r["flops"])) for r in rows if r.get("flops")}
-  begun = Ledger(
-    tuple(dict(r) for r in rows if r.get("status") != "waiting")
-  )  # the others have no config
+  # The others have no config.
+  begun = Ledger(tuple(dict(r) for r in rows if r.get("status") != "waiting"))
   varied = [k for k in begun.varied() if k not in SEEDS] if len(budgets) < 2 else []
   if not varied:
     return [dict(r) for r in rows], by_compute([r.get("flops") for r in rows])

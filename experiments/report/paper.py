@@ -21,9 +21,8 @@ from lm.files import whole_folder
 
 FONT = "Isoflop Sans"
 LEGEND_COLUMNS = (6, 4, 3, 2, 1)  # of a legend below the panels; the first that fits
-SHORT = (
-  2.0  # points that a figure may be narrower than its column, as drawings are whole points wide
-)
+# Points that a figure may be narrower than its column, as drawings are whole points wide.
+SHORT = 2.0
 LETTER = 0.56  # width of a letter of a heading, in its size
 NARROW = 4.0  # inches: names beside a panel stand in lines of a word each
 POINT = 72.0  # points an inch; a unit of the drawing is a point

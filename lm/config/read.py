@@ -18,11 +18,8 @@ from ml_collections import ConfigDict
 from lm.config.errors import ConfigError, first_line, is_unicode, suggest
 from lm.config.schema import ABSENT, Config, rules
 
-CHOOSERS = (
-  "extensions",
-  "model.family",
-  "objective.name",
-)  # keys that say which sections there are
+# Keys that say which sections there are.
+CHOOSERS = ("extensions", "model.family", "objective.name")
 EXAMPLES = {int: "8", float: "1e-3", bool: "True", str: "text", tuple: "a,b"}
 
 

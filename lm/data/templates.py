@@ -36,10 +36,8 @@ CHATML_JINJA = (
 )
 SETTINGS, OWN_FILE = "tokenizer_config.json", "chat_template.jinja"
 NAMED = tuple(f"{name}_token" for name in ("bos", "eos", "pad", "unk", "sep", "cls", "mask"))
-OPEN, CLOSE = (
-  "\ue000",
-  "\ue001",
-)  # of a mark that stands for a content; private characters of Unicode
+# Of a mark that stands for a content; private characters of Unicode.
+OPEN, CLOSE = "\ue000", "\ue001"
 EDGE = "\u2003"  # a blank at either end of a mark: gone where the template trims
 _MARKED = re.compile(f"({EDGE}?){OPEN}(\\d+){CLOSE}({EDGE}?)")
 UNCOUNTED, TEXT, MARK = 0, 1, 2  # of a token: not in the loss; answered text; what ends an answer

@@ -29,9 +29,8 @@ class Inside(NamedTuple):
   attention: Any  # [layers, heads, L, L]; a row a query
   norms: dict[str, Any]  # root mean square over the width, median of positions, a layer
   hidden_LD: Any  # after the last layer
-  chosen: Any = (
-    None  # None without experts; int [layers, L, k], each token's experts, the best first
-  )
+  # None without experts; int [layers, L, k], each token's experts, the best first
+  chosen: Any = None
   gates: Any = None  # [layers, L, k], their weights
 
 

@@ -44,9 +44,8 @@ class Context(NamedTuple):
   segments_BL: jax.Array | None  # document ids; None = one document a row
   index: jax.Array | None  # tokens already in the cache, int32 scalar or [B]; None = no cache
   rope_local: tuple[jax.Array, jax.Array] | None = None  # that of local layers; None = the same
-  seen_BM: jax.Array | None = (
-    None  # 1 where memory is of the document that goes on; None = no memory
-  )
+  # 1 where memory is of the document that goes on; None = no memory
+  seen_BM: jax.Array | None = None
 
 
 def written_out(cfg: TransformerConfig) -> bool:

@@ -34,9 +34,8 @@ from lm.models.parameterization import multiplier
 
 GATES = {"rnn": 1, "gru": 3, "lstm": 4}
 PARTS = {"rnn": "h", "gru": "h", "lstm": "hc"}  # arrays in a layer's state
-TABLE_RANGE = (
-  0.1  # of embedding and readout where model.init_range is None (Merity et al. 2017, §5)
-)
+# Of embedding and readout where model.init_range is None (Merity et al. 2017, §5).
+TABLE_RANGE = 0.1
 KEPT = {"rnn": 6, "gru": 18, "lstm": 21}  # numbers that the backward pass of a layer reads, over H
 BATCH = ("batch", "length", "act_embed")
 UNROLL = 1  # steps in the body of a compiled loop
@@ -50,9 +49,8 @@ class RecurrentConfig(ModelConfig):
   cell: str = field(choices=tuple(GATES))
   depth: int = field("[1, inf)", "2")  # layers
   hidden_dim: int | None = field("[1, inf)", "1150")  # numbers in a state; None = width
-  tied_embeddings: bool = (
-    field()
-  )  # the readout is the embedding, transposed; the last layer is then of width
+  # The readout is the embedding, transposed; the last layer is then of width.
+  tied_embeddings: bool = field()
   dropout: float = field("[0, 1)", "0.5")  # between layers, and where the next two are None
   input_dropout: float | None = field("[0, 1)", "0.65")  # on what enters the first layer
   output_dropout: float | None = field("[0, 1)", "0.4")  # on what leaves the last one

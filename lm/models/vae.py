@@ -46,9 +46,8 @@ from lm.models.recurrent import (
 @dataclasses.dataclass(frozen=True)
 class VaeConfig(RecurrentConfig):
   latent_dim: int = field("[1, inf)", "32")  # Z
-  latent_input: bool = (
-    field()
-  )  # the decoder reads z beside every token, not in its first state alone
+  # The decoder reads z beside every token, not in its first state alone.
+  latent_input: bool = field()
 
   @property
   def beside(self) -> int:

@@ -36,9 +36,8 @@ class NegativeSamplingConfig(ObjectiveConfig):
   drawn: int = field("[1, inf)", "64")  # words drawn a row, shared by its words
   power: float = field("[0, 1]", "0.75")  # of the counts they are drawn by
   gradient: str = field(choices=("exact", "word2vec"), neutral="exact")  # of CBOW's neighbours
-  subsample: float = field(
-    "[0, inf)", "1e-3"
-  )  # t: more frequent words are left out at times; 0 = off
+  # t: more frequent words are left out at times; 0 = off
+  subsample: float = field("[0, inf)", "1e-3")
 
 
 METRICS = {

@@ -23,14 +23,12 @@ from lm.objectives.objective import LossFn, Metric, Objective, Sums
 
 @dataclasses.dataclass(frozen=True)
 class TruncatedBpttConfig(ObjectiveConfig):
-  chunk: int | None = field(
-    "[1, inf)", "35"
-  )  # positions per cross-entropy chunk; None = all at once
+  # Positions per cross-entropy chunk; None = all at once.
+  chunk: int | None = field("[1, inf)", "35")
   z_loss: float = field("[0, inf)", "1e-4", traced=True)  # weight of mean(log Z ** 2)
   label_smoothing: float = field("[0, 1)", "0.1", traced=True)  # mass moved to the uniform one
-  activation_l2: float = field(
-    "[0, inf)", "2", traced=True
-  )  # AR: weight of mean(x ** 2), x dropped
+  # AR: weight of mean(x ** 2), x dropped
+  activation_l2: float = field("[0, inf)", "2", traced=True)
   slowness: float = field("[0, inf)", "1", traced=True)  # TAR: weight of mean((h_t - h_{t-1}) ** 2)
 
 

@@ -19,9 +19,8 @@ from lm.config.errors import ConfigError
 NAME = ".writer.lock"  # not .lock: a launcher holds that for the process that it starts
 HOLDER = ".holder"  # ends the name of the file that is a lock where flock is not supported
 UNSUPPORTED = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
-SILENT = (
-  600.0  # seconds without a sign of life after which the holder on another machine is doubted
-)
+# Seconds without a sign of life after which the holder on another machine is doubted.
+SILENT = 600.0
 _held: dict[pathlib.Path, "Lock"] = {}  # by this process
 
 

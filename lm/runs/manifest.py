@@ -12,9 +12,8 @@ from lm.data.sources.digest import file_digest
 from lm.files import write_json
 
 NAME = "checksums.json"
-ORIGIN = (
-  "origin.json"  # {"config": of the run that saved it, "data": {name: fingerprint}, "rewinds"}
-)
+# {"config": of the run that saved it, "data": {name: fingerprint}, "rewinds"}
+ORIGIN = "origin.json"
 LATER = ("commit_success.txt", "_CHECKPOINT_METADATA")  # orbax writes them when all else is there
 NEEDED = ("default/_METADATA",)  # what every checkpoint has
 

@@ -13,10 +13,8 @@ from lm.cost.memory import memory_bytes
 from lm.plan.run_plan import Plan
 
 ROOM = 0.9  # of a device's memory that a plan may fill
-CERTAIN = (
-  "parameters",
-  "optimizer",
-)  # of a plan's bytes, what is there from the first step to the last
+# Of a plan's bytes, what is there from the first step to the last.
+CERTAIN = ("parameters", "optimizer")
 CGROUP = pathlib.Path("/sys/fs/cgroup/memory.max")  # a container's limit; a number or "max"
 
 

@@ -58,9 +58,8 @@ class RunWriter:
     self.stopped_early = False
     self.status, self.reason = "running", None
     self.best, self.best_step = None, None  # value of the watched metric
-    self.last_saved = self._back_to = (
-      0  # step of the newest checkpoint, and of the one a rewind goes to
-    )
+    # Step of the newest checkpoint, and of the one a rewind goes to.
+    self.last_saved = self._back_to = 0
     self._since_best, self._judged_at = 0, 0
     self._mirror = self._recorder = None
     self._skips = 0  # in a row
@@ -324,9 +323,8 @@ class RunWriter:
       changes["tokens_per_sec"] = tokens_per_sec
     if peak := room.peak_bytes():
       changes["peak_bytes"] = max(peak, self._about.get("peak_bytes") or 0)
-    lasting = (
-      "interrupted" if status == "rewound" else status
-    )  # as which it is found if it ends here
+    # As which it is found if it ends here.
+    lasting = "interrupted" if status == "rewound" else status
     rundir.close_run(self.workdir, self._about, lasting, **changes)
     lock.release(self.workdir)
     problem = bucket.send(self.workdir)

@@ -35,16 +35,13 @@ class Writing(NamedTuple):
 
   beams: int = 1  # of a beam search; 1 = greedy
   length_penalty: float = 1.0  # of that search (lm.models.beam)
-  cue: str = (
-    ""  # stands after every source: a decoder needs one ("TL;DR:", Radford et al. 2019 §3.6)
-  )
+  # Stands after every source: a decoder needs one ("TL;DR:", Radford et al. 2019 §3.6).
+  cue: str = ""
   stop: str | None = None  # answers end before it
-  truncate: bool = (
-    False  # sources longer than the model are cut; so they are where data.truncate says so
-  )
-  chat: bool = (
-    False  # a source and its cue are a user's message, written by the run's chat template
-  )
+  # Sources longer than the model are cut; so they are where data.truncate says so.
+  truncate: bool = False
+  # A source and its cue are a user's message, written by the run's chat template.
+  chat: bool = False
   system: str | None = None  # what such a conversation begins with
 
 
@@ -147,9 +144,8 @@ def answers(run: LoadedRun, sources: Sequence[str], writing: Writing) -> list[st
   beams = writing.beams if writing.beams > 1 else 0
   for first in counted(range(0, len(texts), ROWS), "writing"):
     chosen = by_length[first : first + ROWS]
-    rows = chosen + chosen[-1:] * (
-      ROWS - len(chosen)
-    )  # of one shape, so that nothing compiles anew
+    # Of one shape, so that nothing compiles anew.
+    rows = chosen + chosen[-1:] * (ROWS - len(chosen))
     longest = max(lengths[i] for i in chosen)
     tokens = min(max(1, room_after(cfg, longest)), MOST)
     prompts = [asked(texts[i]) for i in rows]

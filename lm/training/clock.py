@@ -8,10 +8,8 @@ from typing import Any
 
 from lm.devices import host
 
-_IMPORTED, _AGE = (
-  time.perf_counter(),
-  host.process_age(),
-)  # this module is among the last that are imported
+# This module is among the last that are imported.
+_IMPORTED, _AGE = time.perf_counter(), host.process_age()
 
 
 class Clock:

@@ -41,9 +41,8 @@ class State(NamedTuple):
   extra: (
     Any  # what the objective keeps that is no parameter; in training also its teachers' parameters
   )
-  seen: (
-    jax.Array
-  )  # int32 [2]: units (tokens) trained on, padding not counted: upper and lower 24 bits
+  # int32 [2]: units (tokens) trained on, padding not counted: upper and lower 24 bits
+  seen: jax.Array
 
 
 def init_state(hparams: Hparams, *, cfg: Config, model: nn.Module) -> State:
