@@ -92,9 +92,9 @@ def load() -> float:
 def about(device: str | None = None) -> dict[str, object]:
   """Device, versions and commit, for a row; without a device, jax's."""
   from lm.devices import instructions
-  from lm.runs import rundir
+  from lm.runs import provenance
 
-  versions = rundir.versions()
+  versions = provenance.versions()
   for name in PEERS:
     if name in sys.modules:
       versions[name] = metadata.version(name)
@@ -107,7 +107,7 @@ def about(device: str | None = None) -> dict[str, object]:
     "host": platform.machine(),
     "instructions": instructions.vector_set(),
     "versions": versions,
-    **rundir.git_state(),
+    **provenance.git_state(),
   }
 
 

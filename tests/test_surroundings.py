@@ -22,7 +22,7 @@ from lm import evaluate
 from lm.config.errors import ConfigError
 from lm.data.batches import TrainBatches
 from lm.hf import __main__ as hf
-from lm.runs import reproduce, room, rundir
+from lm.runs import provenance, reproduce, room, rundir
 from lm.runs.checkpoint import load_params
 from lm.runs.resume import restore_newest
 from lm.runs.writer import RunWriter
@@ -516,8 +516,8 @@ def test_a_git_that_does_not_answer_in_time_stops_no_run(monkeypatch):
   def slow(command, **options):
     raise subprocess.TimeoutExpired(command, options["timeout"])
 
-  monkeypatch.setattr(rundir.subprocess, "run", slow)
-  assert rundir.git_state() == {"commit": None, "dirty": None, "uncommitted": None}
+  monkeypatch.setattr(provenance.subprocess, "run", slow)
+  assert provenance.git_state() == {"commit": None, "dirty": None, "uncommitted": None}
 
 
 def test_what_is_not_committed_is_told_apart(tmp_path, monkeypatch):
@@ -529,16 +529,16 @@ def test_what_is_not_committed_is_told_apart(tmp_path, monkeypatch):
   git("init")
   git("add", "code.py")
   git("-c", "user.name=x", "-c", "user.email=x@example.com", "commit", "-m", "x")
-  monkeypatch.setattr(rundir, "__file__", str(file))
+  monkeypatch.setattr(provenance, "__file__", str(file))
   found = []
   for text in ("a = 1\n", "a = 2\n", "a = 3\n", "a = 2\n"):
     file.write_text(text)
-    state = rundir.git_state()
+    state = provenance.git_state()
     assert state["dirty"] == (text != "a = 1\n") == (state["uncommitted"] is not None)
     found.append(state["uncommitted"])
   assert len(set(found)) == 3 and found[1] == found[3]
   git("config", "diff.noprefix", "true")
-  assert rundir.git_state()["uncommitted"] == found[1]
+  assert provenance.git_state()["uncommitted"] == found[1]
 
 
 # --- terminals and names that know no UTF-8 ---------------------------------------------------------

@@ -24,7 +24,7 @@ from experiments.report.page import Page, Steps, escape
 from experiments.report.tables import cell
 from experiments.sweep.sweep import Experiment
 from lm.config.errors import number_of
-from lm.runs.rundir import git_state, versions
+from lm.runs.provenance import git_state, versions
 
 SMOOTHING = 0.0  # decades of x; lines go through the means of bins
 FOOTER = (

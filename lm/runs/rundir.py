@@ -5,18 +5,15 @@ it ended.
 """
 
 import dataclasses
-import hashlib
 import json
 import os
 import pathlib
 import platform
 import shlex
-import subprocess
 import sys
 import time
 import uuid
 from collections.abc import Collection, Mapping, Sequence
-from importlib import metadata
 from typing import Any
 
 import jax
@@ -27,6 +24,7 @@ from lm.config.schema import Config, flatten, rules_of
 from lm.files import read_jsonl, read_object, write_json
 from lm.runs import bucket, manifest
 from lm.runs.metrics import watched
+from lm.runs.provenance import extension_digests, git_state, versions
 from lm.setup.load import from_json
 
 # What a reader of run.json counts on, where it is there.
@@ -35,20 +33,13 @@ RUN_TYPES = {
   "host": str, "pid": int, "set_aside": list, "new_data": list,
   "rewinds": list, "changes": list,
 }  # fmt: skip
-# Keys whose resolved value follows the data where rows are not full.
 IMPORTED = "imported.json"  # of an imported run: the config.json that its model came with
+# Keys whose resolved value follows the data where rows are not full.
 OF_DATA = ("train.tokens", "train.tokens_per_param", "train.flops", "train.steps")
 # Of run.json: what decides the bits beside the config.
 SETTING = (
   "device", "n_devices", "versions", "commit", "uncommitted", "extensions", "mesh", "stacked",
 )  # fmt: skip
-# Says the same whatever git's settings are.
-PATCH = (
-  "-c", "diff.noprefix=false", "-c", "diff.mnemonicPrefix=false", "-c", "core.quotePath=true",
-  "diff", "HEAD", "--full-index", "--no-color", "--no-ext-diff", "--no-textconv", "--no-renames",
-  "-U3", "--diff-algorithm=myers", "--no-relative", "--ita-invisible-in-index", "--submodule=short",
-)  # fmt: skip
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "tokenizers")
 
 
 def open_run(workdir: pathlib.Path, cfg: Config, facts: Mapping[str, object]) -> dict:
@@ -446,58 +437,6 @@ def last_metrics(workdir: pathlib.Path, prefix: str = "eval/") -> dict[str, floa
   for record in read_jsonl(pathlib.Path(workdir) / "metrics.jsonl"):
     values |= {k: v for k, v in record.items() if k.startswith(prefix)}
   return values
-
-
-def git_state() -> dict[str, object]:
-  """{"commit", "dirty", "uncommitted"} of the code; None outside a checkout, or where git does not answer.
-
-  `uncommitted` is a hash of what tracked files have beside the commit; None where there is nothing.
-  """
-  here = pathlib.Path(__file__).parent
-  try:
-    commit = _git(["rev-parse", "HEAD"], here)
-    dirty = bool(_git(["status", "--porcelain", "--untracked-files=no"], here))
-    changes = _git(PATCH, here) if dirty else ""
-  except (OSError, subprocess.SubprocessError):  # a busy machine lets it run out of time
-    return {"commit": None, "dirty": None, "uncommitted": None}
-  found = hashlib.sha256(changes.encode()).hexdigest()[:12] if changes else None
-  return {"commit": commit, "dirty": dirty, "uncommitted": found}
-
-
-def extension_digests(cfg: Config) -> dict[str, str | None]:
-  """{module: 12 hex digits of its file} of `extensions`; None where no file can be read."""
-  found: dict[str, str | None] = {}
-  for name in cfg.extensions:
-    path = getattr(sys.modules.get(name), "__file__", None)
-    try:
-      found[name] = hashlib.sha256(pathlib.Path(path or "").read_bytes()).hexdigest()[:12]
-    except OSError:
-      found[name] = None
-  return found
-
-
-def versions() -> dict[str, str]:
-  """Python's and the packages' versions."""
-  found = {"python": platform.python_version()}
-  for name in PACKAGES:
-    try:
-      found[name] = metadata.version(name)
-    except metadata.PackageNotFoundError:
-      continue
-  return found
-
-
-def _git(words: Sequence[str], folder: pathlib.Path) -> str:
-  out = subprocess.run(
-    ["git", *words],
-    cwd=folder,
-    check=True,
-    capture_output=True,
-    text=True,
-    errors="replace",
-    timeout=10,
-  )
-  return out.stdout.strip()
 
 
 def _equal_numbers(a: object, b: object) -> bool:
