@@ -138,6 +138,16 @@ def test_other_kinds_of_batch_have_rows_that_cannot_be_cut():
     load_config("configs/bert.py:smoke", {"data.length_curriculum": "16:0.5"})
 
 
+def test_every_objective_whose_rows_are_tokens_can_have_short_ones():
+  """A GAN, which has no objective.chunk, ended with a traceback."""
+  gan = {"data.length_curriculum": "7:0.5", "objective.critic_sizes": "2,3"}
+  load_config("configs/gan.py:smoke", gan)
+  with pytest.raises(
+    ConfigError, match=r"^objective.critic_sizes=2,12: 12 tokens are more than the 7"
+  ):
+    load_config("configs/gan.py:smoke", gan | {"objective.critic_sizes": "2,12"})
+
+
 @pytest.mark.slow  # five programs
 def test_a_run_resumes_bit_equal_across_the_border_of_a_stage(monkeypatch, tmp_path):
   flags = ["--config.data.length_curriculum=16:0.6", "--config.train.steps=10"]

@@ -52,7 +52,8 @@ def check(cfg: Config, kind: str) -> None:
   stages = read(cfg.data.length_curriculum)
   if stages and kind not in ROWS:
     raise ConfigError(f"{KEY}={_shown(cfg)}: is for rows of tokens, not for {kind}; leave it out")
-  chunk = cfg.objective.chunk if stages else None
+  # Of these objectives the adversarial one, whose logits are whole, has no chunks.
+  chunk = cfg.objective.chunk if hasattr(cfg.objective, "chunk") else None
   for length, _ in stages:
     if length >= cfg.model.seq_len or cfg.model.seq_len % length:
       raise ConfigError(

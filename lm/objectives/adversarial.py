@@ -38,6 +38,7 @@ import jax.numpy as jnp
 
 from lm.config.errors import ConfigError
 from lm.config.schema import Config, ObjectiveConfig, field
+from lm.data import curriculum
 from lm.models.family import Weight
 from lm.models.registry import family_of
 from lm.objectives import next_token
@@ -404,6 +405,12 @@ def check(cfg: Config) -> None:
       f"objective.critic_sizes={shown}: must name filters of 1 to model.seq_len={cfg.model.seq_len} "
       "tokens; use 2,3"
     )
+  for length, _ in curriculum.read(cfg.data.length_curriculum):
+    if max(sizes) > length:
+      raise ConfigError(
+        f"objective.critic_sizes={shown}: {max(sizes)} tokens are more than the {length} of the rows that "
+        f"{curriculum.KEY} begins with; leave out what is longer"
+      )
   if len(set(sizes)) < len(sizes):
     raise ConfigError(f"objective.critic_sizes={shown}: names a size twice; leave one out")
 
