@@ -478,6 +478,7 @@ def test_a_run_learns_answers_alone(tmp_path):
   ("x", {"data__text_unit": "line"}, "data.text_unit=line: conversations are lines of JSON .*; use file"),
   ("x", {"data__text_field": "body"}, "data.text_field=body: conversations .*; use text"),
   ("x", {"data__text_format": "csv"}, "data.text_format=csv: conversations .*; use auto"),
+  ("x", {"data__weights": "1"}, "data.weights=1.0: conversations are drawn alike"),
   ("x", {"data__val_split": "tail"}, "data.val_split=tail: conversations are held out by their hash"),
   ("x", {"data__tokenizer": "char"}, "data.tokenizer=char: chats are read with a tokenizer that there is"),
 ])  # fmt: skip

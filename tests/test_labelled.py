@@ -145,7 +145,7 @@ def test_long_texts_are_refused_or_cut(source):
   ({"data.label_field": "lable"}, r"data\.label_field=lable: .*rows\.jsonl:1 has no such text"),
   ({"data.label_field": "text"}, r"data\.label_field=text: texts and label must be in different fields"),
   ({"objective.classes": 3}, r"objective\.classes=3: the training texts have 2 labels \(no, yes\); use 2"),
-  ({"data.weights": (1.0,)}, r"data\.weights: labelled sources are not weighted"),
+  ({"data.weights": (1.0,)}, r"data\.weights=1\.0: labelled sources are not weighted"),
   ({"data.augment_share": 0.5}, r"data\.augment_ops=replace: takes synonyms and data\.synonyms names"),
   ({"data.sources": ("python",)}, r"data\.sources=python: has no fields; use text:FILES"),
   ({"objective.pooling": "middle"}, r"objective\.pooling=middle: must be one of"),

@@ -116,3 +116,25 @@ def test_what_a_rule_cannot_do_is_refused():
   assert load(rules="bjorck", train__tokens_per_param=None, train__steps=10).optim.peak_lr
   with pytest.raises(ConfigError, match=r"lots is no number of tokens"):
     load("configs/ladder.py:1m@lots")
+
+
+@pytest.mark.parametrize(
+  "changes, message",
+  [
+    ({"train__count": "non_embedding"}, r"^train.count=non_embedding: .*word_vectors has no such .* total$"),
+    ({"rules": "step_law"}, r"^rules=step_law: .*word_vectors has none; use None$"),
+    (
+      {"train__flops": 1e9, "train__flops_convention": "6ND_nonembedding"},
+      r"^train.flops_convention=6ND_nonembedding: counts no FLOPs of .*word_vectors.*; use exact$",
+    ),
+    (
+      {"train__tokens_per_param": 1.0, "train__count": "non_embedding"},
+      r"^train.count=non_embedding: ",
+    ),
+  ],
+)  # fmt: skip
+def test_a_model_that_is_an_embedding_alone_has_no_other_parameters_to_count(changes, message):
+  """A division by zero."""
+  budget = {"train__steps": None, "train__tokens": None} if len(changes) > 1 else {}
+  with pytest.raises(ConfigError, match=message):
+    resolve(load("configs/word2vec.py:smoke", **budget, **changes), 300, 1)

@@ -157,6 +157,7 @@ def test_records_that_are_amiss_are_named(source, tmp_path, row, message):
   ({"data.label_field": "3"}, r"data\.label_field=3: is to be a number of a column where"),
   ({"objective.classes": 8}, r"objective\.classes=8: .*bio has O and two for each type of name; use 7 or 9"),
   ({"data.sources": ("docstrings",)}, r"data\.sources=docstrings: has no tags; use text:FILES"),
+  ({"data.weights": (1.0,)}, r"data\.weights=1\.0: sources of tagged words are not weighted"),
   ({"data.token_dropout": 0.1}, r"data\.token_dropout=0\.1: tagged words are read as they are written"),
   ({"data.lower_case": True}, r"data\.lower_case=True: tagged words are read as they are written"),
 ])  # fmt: skip

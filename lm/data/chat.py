@@ -310,7 +310,9 @@ def check_chats(cfg: Config) -> None:
         f"use {only}"
       )
   if data.weights:
-    raise ConfigError("data.weights: conversations are drawn alike; use ()")
+    raise ConfigError(
+      f"data.weights={','.join(map(str, data.weights))}: conversations are drawn alike; use ()"
+    )
   if data.val_split != "documents":
     raise ConfigError(
       f"data.val_split={data.val_split}: conversations are held out by their hash; use documents"

@@ -339,7 +339,9 @@ def check_labelled(cfg: Config) -> None:
       f"{', '.join(names)}; name another"
     )
   if data.weights:
-    raise ConfigError("data.weights: labelled sources are not weighted; use ()")
+    raise ConfigError(
+      f"data.weights={','.join(map(str, data.weights))}: labelled sources are not weighted; use ()"
+    )
   if cfg.model.seq_len < 1 + 2 * k:
     raise ConfigError(
       f"model.seq_len={cfg.model.seq_len}: must hold {1 + k} special tokens and a token of each text; use "

@@ -239,7 +239,9 @@ def check_plain(cfg: Config, what: str) -> None:
   data = cfg.data
   cleaning.check_no_documents(data, what)
   if data.weights:
-    raise ConfigError(f"data.weights: sources of {what} are not weighted; use ()")
+    raise ConfigError(
+      f"data.weights={','.join(map(str, data.weights))}: sources of {what} are not weighted; use ()"
+    )
   neutral = neutral_values(DataConfig)
   neutral |= dict.fromkeys(("lower_case", "squeeze_spaces", "drop_duplicates"), False)
   neutral |= {"unicode": None, "min_chars": 0, "max_chars": None}

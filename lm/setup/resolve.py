@@ -53,7 +53,7 @@ def resolve(
     cfg.train,
     steps=steps,
     tokens=round(units),
-    tokens_per_param=units / getattr(run_counts(cfg), cfg.train.count),
+    tokens_per_param=units / counted_params(cfg),
     flops=units * run_flops_per_token(stepped, cfg.train.flops_convention),
   )
   every = cfg.eval.every_steps or max(1, steps // 10)
@@ -128,11 +128,11 @@ def _steps(cfg: Config, per_step: float) -> int:
   if train.tokens is not None:
     tokens = train.tokens
   elif train.tokens_per_param is not None:
-    tokens = train.tokens_per_param * getattr(run_counts(cfg), train.count)
+    tokens = train.tokens_per_param * counted_params(cfg)
   elif train.seconds is not None:
     tokens = train.seconds * speed_of(cfg)
   else:
-    tokens = train.flops / run_flops_per_token(cfg, train.flops_convention)
+    tokens = train.flops / counted_flops(cfg)
   steps = round(tokens / per_step)
   if steps < 1:
     raise ConfigError(
@@ -140,6 +140,35 @@ def _steps(cfg: Config, per_step: float) -> int:
       "raise the budget or lower train.batch_size"
     )
   return steps
+
+
+def counted_params(cfg: Config) -> int:
+  """Parameters that train.count counts, of a config whose model is resolved.
+
+  Raises:
+    ConfigError: there are none, as in word vectors, which are an embedding alone.
+  """
+  found = getattr(run_counts(cfg), cfg.train.count)
+  if found == 0:
+    raise ConfigError(
+      f"train.count={cfg.train.count}: model.family={cfg.model.family} has no such parameters; use total"
+    )
+  return found
+
+
+def counted_flops(cfg: Config) -> float:
+  """FLOPs of a token that a budget in train.flops counts with, of a config whose model is resolved.
+
+  Raises:
+    ConfigError: its convention counts none here.
+  """
+  found = run_flops_per_token(cfg, cfg.train.flops_convention)
+  if found == 0:
+    raise ConfigError(
+      f"train.flops_convention={cfg.train.flops_convention}: counts no FLOPs of model.family="
+      f"{cfg.model.family}, which train.flops is a budget of; use exact"
+    )
+  return found
 
 
 def speed_of(cfg: Config) -> float:

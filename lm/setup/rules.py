@@ -19,12 +19,11 @@ from typing import Any, NamedTuple
 
 from lm.config.errors import ConfigError, check_choice
 from lm.config.schema import BUDGETS, Config, flatten
-from lm.cost.flops import run_flops_per_token
 from lm.cost.parameters import run_counts
 from lm.data.kinds import KINDS
 from lm.models.registry import family_of
 from lm.objectives.registry import objective_of
-from lm.setup.resolve import speed_of
+from lm.setup.resolve import counted_flops, counted_params, speed_of
 
 BASE_RATIO = 20.0  # tokens a parameter that a config's own values are for
 
@@ -165,7 +164,12 @@ def _scale(cfg: Config, rule: Rule, given: Mapping[str, object]) -> Scale:
   vocab = cfg.model.vocab_size or kind.vocab_size(cfg)
   known = vocab if vocab is not None else 257  # embeddings do not count in N
   sized = dataclasses.replace(cfg, model=family_of(cfg.model).resolve(cfg.model, known))
-  counts, train = run_counts(sized), cfg.train
+  n_params, train = run_counts(sized).non_embedding, cfg.train
+  if n_params == 0:
+    raise ConfigError(
+      f"rules={cfg.rules}: goes by parameters beside the embedding, and model.family={cfg.model.family} has "
+      "none; use None"
+    )
   batch = float(train.batch_size * _units_per_row(cfg))
   if train.tokens is not None:
     tokens = float(train.tokens)
@@ -186,14 +190,14 @@ def _scale(cfg: Config, rule: Rule, given: Mapping[str, object]) -> Scale:
       "read; use train.tokens"
     )
   elif train.tokens_per_param is not None:
-    tokens = train.tokens_per_param * getattr(counts, train.count)
+    tokens = train.tokens_per_param * counted_params(sized)
   else:
     assert train.flops is not None  # one budget is set
-    tokens = train.flops / run_flops_per_token(sized, train.flops_convention)
+    tokens = train.flops / counted_flops(sized)
   decay = cfg.optim.weight_decay
   if cfg.optim.decay_coupling == "independent":
     decay = decay / cfg.optim.peak_lr if cfg.optim.peak_lr else 0.0
-  return Scale(float(counts.non_embedding), tokens, batch, cfg.optim.peak_lr, decay)
+  return Scale(float(n_params), tokens, batch, cfg.optim.peak_lr, decay)
 
 
 def _units_per_row(cfg: Config) -> float:
