@@ -506,3 +506,8 @@ def test_long_conversations_are_cut_or_dropped_when_told_to(tmp_path):
   side = chat.read_side(cfg, ByteTokenizer(), cfg.data.sources, "train", "data.sources")
   text = bytes(side.ids[0][side.counted[0] == templates.TEXT].tolist()).decode(errors="ignore")
   assert side.bytes == [len(text.encode())] and 0 < len(text) < 90
+  # Where none is left the rows are too short, not the files wrong.
+  for how in ("cut", "drop"):
+    cfg = config(tmp_path / "long.jsonl", objective__too_long=how, model__seq_len=16)
+    with pytest.raises(ConfigError, match=r"^model.seq_len=16: no conversation of data.sources="):
+      kind_of(cfg).open(cfg)

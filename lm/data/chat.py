@@ -103,10 +103,11 @@ def open_chats(cfg: Config) -> Chats:
 def read_side(cfg: Config, tokenizer: Any, specs: Sequence[str], name: str, key: str) -> Side:
   """The conversations of sources, each "text:GLOB"."""
   template = find_template(cfg.objective.template, folder_of(cfg))
-  ids, counted, sizes, dropped = [], [], [], 0
+  ids, counted, sizes, dropped, longest = [], [], [], 0, 0
   for spec in specs:
     for place, messages in _read(spec, key):
       tokens, mask, size = tokenise(messages, template, tokenizer)
+      longest = max(longest, len(tokens) - 1)
       if len(tokens) - 1 > cfg.model.seq_len:
         if cfg.objective.too_long == "refuse":
           raise ConfigError(
@@ -125,6 +126,11 @@ def read_side(cfg: Config, tokenizer: Any, specs: Sequence[str], name: str, key:
       ids.append(tokens)
       counted.append(mask)
       sizes.append(size)
+  if not ids and longest > cfg.model.seq_len:
+    raise ConfigError(
+      f"model.seq_len={cfg.model.seq_len}: no conversation of {key}={','.join(specs)} has an answer in so "
+      f"few tokens; the longest has {longest}, so raise it"
+    )
   if not ids:
     raise ConfigError(
       f"{key}={','.join(specs)}: holds no conversation with an answer; check the files"
