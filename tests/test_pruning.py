@@ -12,11 +12,13 @@ import pytest
 from lm.config.errors import ConfigError
 from lm.config.hparams import Hparams
 from lm.cost.memory import memory_bytes
+from lm.devices.sharding import make_mesh
 from lm.models.trees import by_path
 from lm.optim import pruning
 from lm.runs.checkpoint import load_params
 from lm.setup.load import load_config
 from lm.setup.resolve import resolve
+from lm.training.programs import make_programs
 from tests.equalities import trained
 
 STEPS, LR, SCORE_LR = 40, 0.02, 0.05
@@ -187,6 +189,22 @@ def test_what_cannot_work_is_refused(changes, words):
     load_config(
       "configs/smoke.py", {"optim.prune": "movement", "checkpoint.best": False, **changes}
     )
+
+
+@pytest.mark.parametrize(
+  "config, changes",
+  [
+    ("configs/word2vec.py:smoke", {"optim.prune": "soft_movement", "checkpoint.best": False}),
+    ("configs/glove.py:smoke", {"optim.name": "adamw", "optim.hyperball": True}),
+    ("configs/smoke.py", {"optim.hyperball": True, "optim.groups": ".*block.*:frozen"}),
+  ],
+)
+def test_where_no_hidden_matrix_is_trained_their_settings_are_refused(config, changes):
+  """Pruning divided by zero, and hyperball changed nothing."""
+  cfg = resolve(load_config(config, changes), 257, 1)
+  key = next(key for key in changes if key in ("optim.prune", "optim.hyperball"))
+  with pytest.raises(ConfigError, match=f"^{key}={changes[key]}: is for matrices between"):
+    make_programs(cfg, make_mesh(cfg.mesh, devices=jax.devices()[:1]))
 
 
 def test_the_plan_counts_what_pruning_holds():

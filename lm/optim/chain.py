@@ -226,6 +226,22 @@ def check_groups(groups: Sequence[Group], kinds: Tree, name: str) -> None:
       )
 
 
+def check_hidden(cfg: OptimConfig, kinds: Tree) -> None:
+  """ConfigError for prune or hyperball where every matrix of kind hidden is frozen or there is none."""
+  groups = read_groups(cfg.groups)
+  frozen = jax.tree.map(lambda i: i >= 0 and groups[i].frozen, _membership(kinds, groups))
+  trained = jax.tree.map(lambda kind, still: kind == "hidden" and not still, kinds, frozen)
+  for key, value, off, reached in (
+    ("prune", cfg.prune, "none", are_pruned(kinds, frozen)),
+    ("hyperball", cfg.hyperball, False, trained),
+  ):
+    if value not in (off, None) and not any(jax.tree.leaves(reached)):
+      raise ConfigError(
+        f"optim.{key}={value}: is for matrices between an embedding and its output, of which none is trained "
+        f"here; use {off}"
+      )
+
+
 def stop_frozen(params: Tree, groups: Sequence[Group]) -> Tree:
   """The same parameters, without a gradient for the frozen ones: nothing is computed for it."""
   member = _membership(params, groups)

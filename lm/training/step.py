@@ -17,6 +17,7 @@ from lm.objectives.teacher import split_extra
 from lm.optim.chain import (
   Multipliers,
   check_groups,
+  check_hidden,
   decay_share,
   decays_hidden,
   learning_rate,
@@ -201,6 +202,7 @@ def check_parameters(cfg: Config, axes: Any) -> None:
   is_names = lambda leaf: isinstance(leaf, tuple)
   kinds = trees.param_kinds(axes, run_weights(cfg), is_leaf=is_names)
   check_groups(read_groups(cfg.optim.groups), kinds, cfg.optim.name)
+  check_hidden(cfg.optim, kinds)
 
 
 def grad_of(loss_fn: LossFn) -> GradFn:
