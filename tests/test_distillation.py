@@ -163,6 +163,25 @@ def test_eight_devices_and_two_micro_batches_compute_what_one_does(teacher, tmp_
   np.testing.assert_allclose(found[2], found[0], rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"train__on_nonfinite": "skip"},
+    {"train__on_nonfinite": "skip", "model__experts": 2, "objective__router_bias_rate": 0.1},
+    {"optim__name": "sophia", "train__accumulate": 2, "train__noise_scale": True},
+  ],
+)  # fmt: skip
+def test_what_looks_at_all_of_a_state_goes_beside_a_teacher(teacher, changes):
+  """train.on_nonfinite=skip ended in a traceback: it held the state before a step, with the teacher in it,
+  against the state after it, without."""
+  cfg = config(teacher, **changes)
+  programs = make_programs(cfg, make_mesh(cfg.mesh, devices=jax.devices()[:1]))
+  shapes = (programs.train_shape, batch(0, cfg), make_hparams(cfg))
+  after, metrics = jax.eval_shape(programs.train, *shapes)
+  like = lambda tree: jax.tree.map(lambda a: a.shape, tree)
+  assert like(after) == like(programs.train_shape) and "train/soft" in metrics
+
+
 def test_a_teacher_that_reads_other_tokens_is_refused(teacher, tmp_path):
   with pytest.raises(
     ConfigError, match=r"teacher=.*: has another vocabulary \(257 entries; here 300"

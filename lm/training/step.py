@@ -90,9 +90,9 @@ def train_step(
   objective = objective_of(cfg.objective)
   key = jax.random.fold_in(jax.random.key(hparams.seed), 1)
   key = jax.random.fold_in(key, state.step)
-  extra, taught = split_extra(state.extra, objective.teachers(cfg))
+  before, taught = split_extra(state.extra, objective.teachers(cfg))
   grads, total, (sums, extra), micro = _accumulated(
-    _reading(grad_fn, taught), state.params, extra, batch, key, hparams, cfg
+    _reading(grad_fn, taught), state.params, before, batch, key, hparams, cfg
   )
   extra = objective.after_step(cfg, extra)
   weight = jnp.maximum(sums["weight"], 1.0)
@@ -100,14 +100,7 @@ def train_step(
   tx = optimizer_of(cfg, hparams, axes)
   more = {}
   if OPTIMIZERS[cfg.optim.name].curved:
-    args = (
-      state.params,
-      split_extra(state.extra, objective.teachers(cfg))[0],
-      batch,
-      key,
-      hparams,
-      cfg,
-    )
+    args = (state.params, before, batch, key, hparams, cfg)
     more["curvature"] = lambda: curvature.draw(_reading(grad_fn, taught), *args)
   updates, opt_state = tx.update(grads, state.opt_state, state.params, value=total / weight, **more)
   params = optax.apply_updates(state.params, updates)
@@ -122,7 +115,8 @@ def train_step(
   if cfg.train.on_nonfinite == "skip":
     norms = optax.tree.norm(grads) + optax.tree.norm(params)
     is_good = jnp.isfinite(total) & jnp.isfinite(norms)
-    new, old = (params, opt_state, ema, extra, seen), (*state[1:5], state.seen)
+    new = (params, opt_state, ema, extra, seen)
+    old = (state.params, state.opt_state, state.ema, before, state.seen)
     chosen = jax.tree.map(lambda n, o: jnp.where(is_good, n, o), new, old)
     params, opt_state, ema, extra, seen = chosen
     skipped = {"train/skipped": 1.0 - is_good.astype(jnp.float32)}
