@@ -8,6 +8,7 @@ A family, an objective or a key that nobody named here fails `test_everything_is
 """
 
 import functools
+import itertools
 import json
 import pathlib
 import shutil
@@ -262,7 +263,7 @@ def base(spec: str):
 def resolved(spec, changes):
   """What train.py makes of these settings. ConfigError where it refuses them."""
   config = config_dict(spec)
-  overrides = {k: str(v) for k, v in {**TINY, **BASES[spec], **changes}.items()}
+  overrides = {k: str(v) for k, v in {**TINY, **BASES.get(spec, {}), **changes}.items()}
   cfg = to_config(config, overrides, sections_of)
   check(cfg)
   return resolve(cfg, kind_of(cfg).vocab_size(cfg) or 300, 1)
@@ -273,9 +274,10 @@ def config_dict(spec):
   return run_config_file(spec)
 
 
-def alternatives(spec: str, key: str) -> list[str] | None:
-  """Values of a key beside the base's, as a command line gives them; None where nobody named any."""
-  rule, value = rules_of(base(spec))[key], flatten(base(spec))[key]
+def alternatives(spec: str, key: str, cfg=None) -> list[str] | None:
+  """Values of a key beside the base's (or cfg's), as command lines give them; None where nobody named any."""
+  cfg = cfg or base(spec)
+  rule, value = rules_of(cfg)[key], flatten(cfg)[key]
   if key in VALUES:
     values = VALUES[key]
   elif rule.choices:
@@ -289,7 +291,8 @@ def alternatives(spec: str, key: str) -> list[str] | None:
   else:
     return None
   found = [str(v) for v in values if str(v) != str(value)]
-  if any(key in flatten(base(before)) for before in list(BASES)[: list(BASES).index(spec)]):
+  before = itertools.takewhile(lambda other: other != spec, BASES)
+  if any(key in flatten(base(other)) for other in before):
     found = found[:1]  # the rest are run with another family
   return [v for v in found if key not in APART and f"{key}={v}" not in APART]
 
@@ -394,7 +397,7 @@ def corpus(tmp_path_factory):
 
 def go_through(spec, row, workdir, corpus, scored=True):
   """Trains, stops half way as after a kill, goes on, and scores; the record must be the same twice."""
-  changes = {**TINY, **BASES[spec], **row}
+  changes = {**TINY, **BASES.get(spec, {}), **row}
   changes = {k: str(v).format(folder=corpus) for k, v in changes.items()}
   said = json.dumps(row)
   command = {k.replace(".", "__"): v for k, v in changes.items()}
@@ -410,9 +413,7 @@ def go_through(spec, row, workdir, corpus, scored=True):
     assert "resumed at step" in run_it()
     assert (workdir / "metrics.jsonl").read_bytes() == before
     records = [json.loads(line) for line in before.decode().splitlines()]
-    watched = (
-      base(spec).eval.stop_metric if "eval.stop_metric" not in row else row["eval.stop_metric"]
-    )
+    watched = resolved(spec, row).eval.stop_metric
     assert any(isinstance(record.get(watched), float) for record in records)
     if scored:
       tokens = None if row.get("eval.tokens") == "None" else 512
