@@ -57,6 +57,17 @@ def test_one_that_a_signal_had_saved_stays_while_it_is_the_newest(tmp_path):
   assert saved(tmp_path / "y", 1, best=False, saves=saves | {40: (True, None)}) == [40]
 
 
+def test_one_from_before_a_stop_takes_no_place_of_those_due(tmp_path):
+  """30 was saved by a signal, which the process that goes on must be told."""
+  saved(tmp_path, 2, saves={20: (True, None), 30: (False, None)})
+  checkpoints = Checkpointer(tmp_path, CheckpointConfig(every_steps=20, keep=2, best=False))
+  checkpoints.leave_out([30])
+  checkpoints.save({"params": {"w": jnp.full(3, 40.0)}, "ema": None}, 40)
+  checkpoints.wait()
+  assert checkpoints.steps() == [20, 40]
+  checkpoints.close()
+
+
 def test_what_was_computed_after_a_step_is_dropped(tmp_path):
   saved(tmp_path, 9)
   checkpoints = Checkpointer(tmp_path, CheckpointConfig(every_steps=20, keep=9, best=True))

@@ -12,7 +12,15 @@ from lm.config.errors import ConfigError
 from lm.data.tokenizers import BpeTokenizer, ByteTokenizer, bytes_to_characters
 from lm.generate import check_sampling, main
 from lm.hf import __main__ as hf
-from lm.models.decoding import NEG, Sampling, cut, draw_texts, filter_logits, make_generator
+from lm.models.decoding import (
+  NEG,
+  Sampling,
+  check_lengths,
+  cut,
+  draw_texts,
+  filter_logits,
+  make_generator,
+)
 from lm.models.registry import make_model
 from lm.models.trees import init_params
 from tests.test_step import config
@@ -138,6 +146,9 @@ def test_too_long_a_prompt_is_an_error(small):
   cfg, _, params = small
   with pytest.raises(ConfigError, match=r"^tokens=8: prompt \(30 tokens\) and new tokens must fit"):
     make_generator(cfg, 8)(params, [[EOT] * 30], Sampling(), 0, EOT)
+  check_lengths(cfg, cfg.seq_len - 8, 8)
+  with pytest.raises(ConfigError, match="use at most 7 or a shorter prompt"):
+    check_lengths(cfg, cfg.seq_len - 7, 8)
 
 
 def test_bad_options_name_the_rule():

@@ -166,6 +166,16 @@ def test_a_label_that_training_lacks_is_refused_with_its_place(source, tmp_path)
   assert data.extra(f"again={again}")["labels"].tolist() == [0] * 5
 
 
+def test_a_text_that_stands_twice_is_dropped_and_counted_when_asked(source, tmp_path):
+  write(tmp_path, "again.jsonl")
+  twice = {"data.sources": (f"text:{tmp_path}/*.jsonl",)}
+  sizes = {}
+  for drop in (False, True):
+    _, data = config(source | twice, data__drop_duplicates=drop)
+    sizes[drop] = len(data.train["labels"]) + len(data.val["labels"])
+  assert sizes == {False: 2 * N, True: N} and data.learned["documents"]["duplicate"] == N
+
+
 def test_grades_are_numbers(source, tmp_path):
   cfg = load_config("configs/classify.py", source | {"data.label_field": "grade"})
   data = open_graded(cfg)

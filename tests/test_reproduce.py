@@ -200,6 +200,8 @@ def test_what_was_otherwise_is_named_and_nothing_else():
   ]
   alone = run | {"n_devices": 1}
   assert found(changed, alone)[0] == "n_devices: 8 there after step 5, 1 here"
+  back = run | {"rewinds": [{"bad": 6, "to": 4, "why": "train/loss is nan"}]}
+  assert found(back, run) == ["rewinds: from 6 to 4 there, none here"]
   assert found({}, run) == []  # nothing is known
 
 

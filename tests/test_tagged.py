@@ -12,6 +12,7 @@ import pytest
 from lm import evaluate
 from lm.config.errors import ConfigError
 from lm.cost.parameters import run_weights
+from lm.data import tagged
 from lm.data.tagged import TaggedBatches, TaggedEval
 from lm.devices.sharding import make_mesh
 from lm.files import read_jsonl
@@ -164,6 +165,12 @@ def test_records_that_are_amiss_are_named(source, tmp_path, row, message):
 def test_what_makes_no_sense_is_refused(source, changes, message):
   with pytest.raises(ConfigError, match=message):
     config(source | changes)
+
+
+def test_tags_are_those_of_both_sides():
+  rows = [tagged.Sentence("x", ("a",), (tag,)) for tag in ("A", "B", "C")]
+  cfg = load_config("configs/tagging.py", {"objective.scheme": "plain"})
+  assert tagged.learn(rows[:1], rows[1:], cfg) == {"labels": ["A", "B", "C"]}
 
 
 def test_a_tag_that_training_lacks_is_refused_with_its_place(source, tmp_path):
