@@ -10,14 +10,18 @@ hypothesis = pytest.importorskip("hypothesis")
 
 
 def cases(default: int):
-  """Settings for so many cases (FUZZ_CASES for another number), the same ones everywhere."""
-  return hypothesis.settings(
+  """A decorator: so many cases, or FUZZ_CASES of them; always the same ones, or those of FUZZ_SEED."""
+  seed = os.environ.get("FUZZ_SEED")
+  settings = hypothesis.settings(
     max_examples=int(os.environ.get("FUZZ_CASES", str(default))),
-    derandomize=True,
+    derandomize=seed is None,
     database=None,
     deadline=None,
     suppress_health_check=list(hypothesis.HealthCheck),
   )
+  if seed is None:
+    return settings
+  return lambda test: hypothesis.seed(int(seed))(settings(test))
 
 
 def answer(function, *words):

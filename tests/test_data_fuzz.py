@@ -130,7 +130,7 @@ def test_a_thousand_corpora_are_read_or_refused_in_one_line(tmp_path):
       path.unlink()
 
   check()
-  assert min(seen.values()) > 100, seen
+  assert min(seen.values()) > 0.1 * sum(seen.values()), seen
 
 
 TOKENIZERS = ("gpt2", "gemma", "t5", "bert", "llama3", "by id")
@@ -215,7 +215,7 @@ def test_a_thousand_tokenizer_files_are_read_or_refused_in_one_line(tmp_path):
       shutil.rmtree(folder)
 
   check()
-  assert min(seen.values()) > 100, seen
+  assert min(seen.values()) > 0.1 * sum(seen.values()), seen
 
 
 @pytest.mark.slow
@@ -226,7 +226,7 @@ def test_whatever_is_done_to_a_cache_its_numbers_stay(tmp_path, capfd):
   files = sorted(path for path in whole.folder.rglob("*") if path.is_file())
   tokens = whole.val.tokens.copy()
 
-  @hypothesis.settings(CASES, max_examples=300)
+  @cases(300)
   @hypothesis.given(st.data())
   def check(data):
     path = data.draw(st.sampled_from(files))

@@ -297,6 +297,19 @@ def test_a_grid_of_too_many_runs_is_refused_before_it_is_made(monkeypatch):
     )
 
 
+def test_two_dashes_are_a_value_like_any_other():
+  """Python 3.11's argparse makes a list of nothing of `--option=--`."""
+  parser = command_line.Parser()
+  parser.add_argument("--text")
+  parser.add_argument("--n", type=int)
+  parser.add_argument("--set", action="append")
+  found = parser.parse_args(["--text=--", "--set=--", "--set=a=--"])
+  assert (found.text, found.set) == ("--", ["--", "a=--"])
+  with pytest.raises(SystemExit) as stopped:
+    parser.parse_args(["--n=--"])
+  assert stopped.value.code == 2
+
+
 def test_counts_have_their_nouns_in_the_right_number():
   said = [number_of(n, noun) for noun in ("run", "entry", "class", "key") for n in (0, 1, 2)]
   assert said[:6] == ["0 runs", "1 run", "2 runs", "0 entries", "1 entry", "2 entries"]

@@ -21,6 +21,7 @@ from lm.models.registry import make_model
 from lm.models.transformer_config import TransformerConfig
 from lm.models.trees import unstack_layers
 from tests.equalities import shapes_of
+from tests.fuzzing import cases
 from tests.test_models import jit
 
 V, LENGTH = 31, 15
@@ -546,7 +547,7 @@ def test_mutated_config_json_gives_fields_or_one_line():
     "attention_bias", "mlp_bias", "use_bias", "attn_config", "rotary_pct", "model_type", "odd",
   ]  # fmt: skip
 
-  @hypothesis.settings(max_examples=300, derandomize=True, deadline=None, database=None)
+  @cases(300)
   @hypothesis.given(
     st.sampled_from(sorted(MODELS)), st.dictionaries(st.sampled_from(keys), odd, max_size=3)
   )
@@ -571,7 +572,7 @@ def test_mutated_safetensors_give_arrays_or_one_line(tmp_path):
   file = tmp_path / "mutated.safetensors"
   header = int.from_bytes(whole[:8], "little") + 8
 
-  @hypothesis.settings(max_examples=200, derandomize=True, deadline=None, database=None)
+  @cases(200)
   @hypothesis.given(
     st.integers(0, header), st.binary(min_size=1, max_size=8), st.integers(0, len(whole))
   )

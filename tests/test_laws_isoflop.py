@@ -341,3 +341,6 @@ def test_the_proposed_grid_costs_its_budget_and_keeps_its_promise():
   assert shorter.se > 1.5 * d.se and louder.se == pytest.approx(4 * d.se)
   with pytest.raises(ValueError, match="no grid"):
     laws.propose_design(1e10)
+  for none in (-1.0, 0.0, 1e-300, 1e300, float("nan")):
+    with pytest.raises(ValueError, match=r"budget=.*: must be in \[1, 1e60\] FLOPs"):
+      laws.propose_design(none)

@@ -438,6 +438,16 @@ def test_zero_flops_over_zero_parameters_are_a_named_row_and_no_warning(tmp_path
 N_PARAMS, N_TOKENS = [7e7, 1.6e8, 1.4e9], [3e9, 1e10, 5e10]
 
 
+def test_what_no_float_holds_is_missing(tmp_path):
+  """A number that its unit takes beyond 1.8e308, and products of columns that go beyond it."""
+  head, rows = "params,tokens,loss,C (EFLOPs)", "10,200,2,1.79e300\n10,200,2,1e-14\n"
+  table = laws.read_table(write(tmp_path, f"{head}\n{rows}"))
+  assert np.isnan(table["flops"][0]) and table["flops"][1] == pytest.approx(1e4)
+  huge = "params,tokens,loss,flops\n1e300,2e300,2,1e291\n1e6,2e7,2,1.7e308\n"
+  with pytest.raises(ValueError, match=r"flops \('flops'\): is 1.4e\+294 x 6 N D; .*--unit flops="):
+    laws.read_table(write(tmp_path, huge)).need("n_params", "n_tokens", "loss")
+
+
 def columns_table(tmp_path, n, d, c, head="params,tokens,compute,loss"):
   rows = [f"{a:.6g},{b:.6g},{f:.6g},3" for a, b, f in zip(n, d, c, strict=True)]
   return write(tmp_path, "\n".join([head, *rows]) + "\n")

@@ -11,6 +11,7 @@ from experiments.commands import command_line as cli
 from experiments.laws.table import Table
 from experiments.ledger import fits
 from lm.config.errors import ConfigError
+from tests.fuzzing import cases
 
 hypothesis = pytest.importorskip("hypothesis")
 st = hypothesis.strategies
@@ -110,10 +111,7 @@ FLAGS = st.lists(
 )  # fmt: skip
 
 
-@hypothesis.settings(
-  max_examples=1000, derandomize=True, database=None, deadline=None,
-  suppress_health_check=list(hypothesis.HealthCheck),
-)  # fmt: skip
+@cases(1000)
 @hypothesis.given(tables(), FLAGS)
 def check(folder, monkeypatch, table, flags):
   data, where = table

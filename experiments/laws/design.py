@@ -225,8 +225,10 @@ def propose_design(
     min_params, tokens_per_param: runs outside are not feasible.
 
   Raises:
-    ValueError: no grid is feasible.
+    ValueError: no grid is feasible, or the budget is no count of FLOPs.
   """
+  if not 1 <= budget <= 1e60:
+    raise ValueError(f"budget={budget:g}: must be in [1, 1e60] FLOPs; for example 1e18")
   prior = dict(prior or PRIOR)
   law = forms.LAWS["chinchilla"]
   theta = law.working(np.array([prior[k] for k in law.names]))

@@ -151,12 +151,12 @@ class Table:
     if absent[0] in self.unclear:
       return self
     if absent[0] == "flops":
-      with np.errstate(over="ignore", invalid="ignore"):
+      with np.errstate(all="ignore"):
         value = k * c["n_params"] * c["n_tokens"]
       note = f"flops = {k:g} n_params n_tokens"
     else:
       other = names[1 - names.index(absent[0])]
-      with np.errstate(divide="ignore", invalid="ignore"):  # 0 parameters: `need` names the row
+      with np.errstate(all="ignore"):  # 0 parameters: `need` names the row
         value = c["flops"] / (k * c[other])
       note = f"{absent[0]} = flops / ({k:g} {other})"
     return dataclasses.replace(
@@ -298,6 +298,8 @@ def _reader(source: sources.Source, decimal: str | None, choice: columns.Choice)
 def _scaled(read: cells.Column, ours, theirs, asked: float | None, header: float):
   """(values in units of one, notes). A cell's own unit stands; a header's or `asked` is of bare numbers.
 
+  What is more than a float holds is nan, as a cell that says inf is.
+
   Raises:
     ValueError: header and cells say different units, or bare numbers stand among ones with units.
   """
@@ -321,7 +323,9 @@ def _scaled(read: cells.Column, ours, theirs, asked: float | None, header: float
   if factor != 1 and (bare.any() or not read.own_unit.any()):
     why = f", as its header {theirs!r} says" if asked is None else ""
     notes.append(f"{ours} was multiplied by {factor:g}{why}")
-  return np.where(read.own_unit, read.values, read.values * factor), notes
+  with np.errstate(over="ignore"):
+    values = np.where(read.own_unit, read.values, read.values * factor)
+  return np.where(np.isfinite(values), values, np.nan), notes
 
 
 def _doubts(
@@ -357,11 +361,10 @@ def _doubts(
   if (
     "flops" not in told and "flops" not in found and {"n_params", "n_tokens", "flops"} <= {*values}
   ):
-    counted = 6 * values["n_params"] * values["n_tokens"]
-    with np.errstate(divide="ignore", invalid="ignore"):
-      ratios = values["flops"] / counted
+    with np.errstate(all="ignore"):
+      ratios = values["flops"] / (6 * values["n_params"] * values["n_tokens"])
     ratios = ratios[np.isfinite(ratios) & (ratios > 0)]
-    ratio = np.median(ratios) if len(ratios) else 1.0
+    ratio = float(np.median(ratios)) if len(ratios) else 1.0
     if not 1 / FAR_FROM_6ND < ratio < FAR_FROM_6ND:
       near = (f" ({n}?)" for n, factor in FLOP_UNITS.items() if 0.3 < ratio * factor < 3)
       unit = next((f for f in FLOP_UNITS.values() if 0.3 < ratio * f < 3), 1 / ratio)

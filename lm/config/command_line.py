@@ -32,6 +32,11 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(f"{name}=: names nothing, as an unset variable does; give a path")
     return found, unknown
 
+  def _get_values(self, action, arg_strings):
+    if action.nargs is None and arg_strings == ["--"]:  # Python 3.11 makes [] of --option=--
+      return self._get_value(action, "--")
+    return super()._get_values(action, arg_strings)
+
   def error(self, message: str):
     self.exit(2, f"{self.prog}: {message}; see --help\n")
 
