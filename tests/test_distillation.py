@@ -218,5 +218,5 @@ def test_a_teacher_that_cannot_be_read_is_one_line(tmp_path):
   with pytest.raises(ConfigError, match=r"=\(damaged\): must be a JSON object.*another teacher"):
     read_section(str(tmp_path))
   file.write_text('{"model": {"family": "decoder"}, "extensions": ["no_such_module"]}')
-  with pytest.raises(ConfigError, match=r"its extensions=no_such_module cannot be imported"):
+  with pytest.raises(ConfigError, match=r"its extensions=no_such_module: cannot be imported"):
     read_section(str(tmp_path))

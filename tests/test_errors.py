@@ -228,6 +228,49 @@ def test_a_config_file_that_gives_none_is_one_line(tmp_path, body, words):
   assert str(error.value).startswith(f"config={tmp_path / 'c.py'}: {words}")
 
 
+MADE = (
+  "from configs.smoke import get_config as smoke\ndef get_config():\n  c = smoke()\n  c.unlock()\n"
+)
+
+
+@pytest.mark.parametrize(
+  "line, words",
+  [
+    ("c[3] = 4", "what get_config() returns fails with TypeError"),
+    (
+      "from ml_collections import config_dict\n  c.seed = config_dict.required_placeholder(int)",
+      "what get_config() returns fails with RequiredValueError",
+    ),
+    (
+      "import numpy as np\n  c.model.kv_heads = np.arange(2)",
+      "model.kv_heads=[0 1]: must be an integer",
+    ),
+    ("c.model.width = 10**5000", "model.width=(int): cannot be written (Exceeds the limit"),
+    (
+      "c.extensions = ('.relative',)",
+      "extensions=.relative: cannot be imported (is no module's name)",
+    ),
+    ("c.extensions = ('',)", "extensions=: cannot be imported (is no module's name)"),
+    (
+      "c.extensions = ('with_slip',)",
+      "extensions=with_slip: the module fails with SyntaxError: '(' was",
+    ),
+    (
+      "c.extensions = ('that_raises',)",
+      "extensions=that_raises: the module fails with RuntimeError: boo (that_raises.py, line 2); correct",
+    ),
+  ],
+)
+def test_odd_values_of_a_config_file_are_one_line(tmp_path, monkeypatch, line, words):
+  monkeypatch.syspath_prepend(tmp_path)
+  (tmp_path / "with_slip.py").write_text("x = (")
+  (tmp_path / "that_raises.py").write_text("\nraise RuntimeError('boo\\nfoo')")
+  (tmp_path / "c.py").write_text(f"{MADE}  {line}\n  return c\n")
+  with pytest.raises(ConfigError) as error:
+    load_config(str(tmp_path / "c.py"))
+  assert words in str(error.value) and "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("digits", ["²", "１", "9" * 5000])
 def test_digits_that_make_no_count_are_refused(digits, tmp_path):
   for source, words in (("facts", "how many facts"), ("reversed", "how many pairs")):

@@ -50,9 +50,24 @@ def test_an_experiment_may_be_a_file_anywhere_and_come_in_scales(tmp_path):
   assert (large.name, large.runs[0].name, large.question) == ("mine-large", "large", "Why?")
 
 
+RUN = "from experiments.sweep import Run\ndef runs():\n  yield Run({})\n"
+
+
 @pytest.mark.parametrize(
   ("body", "words"),
   [
+    ("runs = 3", "must define runs()"),
+    ("def runs():\n  return 'ab'", "runs() gives a str; let it yield Run(name"),
+    (RUN.format("3"), "run=3: a Run has a text as name"),
+    (RUN.format("'a', 3"), "run=a: a Run has a text as name, a dict by keys"),
+    (RUN.format("'a', {3: 4}"), "run=a: a Run has a text as name, a dict by keys"),
+    (RUN.format("'a', {}, None"), "run=a: a Run has a text as name"),
+    (RUN.format("'a'") + "law = 'chinchila'", "its law chinchila must be one of chinchilla, "),
+    (RUN.format("'a'") + "claims = 3", "its claims must be a tuple of Claim"),
+    (RUN.format("'a'") + "claims = ('x',)", "its claims must be a tuple of Claim"),
+    (RUN.format("'a'") + "halving = (3, 3)", "its halving must be Halving(eta, rungs)"),
+    (RUN.format("'a'") + "analyse = 3", "its analyse must be a function"),
+    (RUN.format("'a'") + "__doc__ = 3", "its docstring must be a text"),
     ("x = 1", "must define runs()"),
     ("def runs():\n  return []", "runs() yields none"),
     ("def runs():\n  raise KeyError('oops')", "fails with KeyError: 'oops'"),

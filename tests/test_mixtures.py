@@ -229,7 +229,14 @@ def test_runs_that_differ_in_their_mixture_alone_are_one_stack(tmp_path):
 
 
 @pytest.mark.parametrize(
-  "words", [["5"], ["5", "data.seed=3"], ["x", "data.weights=3"], ["5", "data.weights=1"]]
+  "words",
+  [
+    ["5"],
+    ["5", "data.seed=3"],
+    ["x", "data.weights=3"],
+    ["5", "data.weights=1"],
+    ["5", "data.weights=1e308,1e308"],
+  ],
 )
 def test_a_design_that_cannot_be_read_is_refused(words):
   with pytest.raises(ConfigError, match=r"dirichlet=.*for example --dirichlet 64"):

@@ -99,10 +99,10 @@ def dirichlet(
   Returns: weights with 4 digits after the point, none below LEAST_WEIGHT, as a run draws from all sources.
   """
   shares = np.asarray(base, float)
-  if n < 1 or len(shares) < 2 or not (shares > 0).all():
+  if n < 1 or len(shares) < 2 or not ((shares > 0) & (shares < 1e300 / len(shares))).all():
     raise ConfigError(
       f"dirichlet={n} of {','.join(f'{b:g}' for b in base)}: must be one mixture or more of two shares "
-      "or more, all > 0; for example --dirichlet 64 data.weights=0.5,0.3,0.2"
+      "or more, all > 0 and finite; for example --dirichlet 64 data.weights=0.5,0.3,0.2"
     )
   rng, out = np.random.default_rng(seed), []
   alpha = len(shares) * shares / shares.sum()

@@ -22,11 +22,11 @@ import math
 import pathlib
 import re
 import sys
-import traceback
+import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from lm.config.errors import ConfigError, suggest
+from lm.config.errors import ConfigError, suggest, where_raised
 from lm.config.identity import identity, identity_fields
 from lm.config.schema import BUDGETS, Config, DataConfig, rules_of
 from lm.objectives.registry import objective_of
@@ -123,9 +123,9 @@ def load(name: str, scale: str | None = None) -> Experiment:
     ConfigError: no such experiment, or its file is not one.
   """
   module = _import(name)
-  if not hasattr(module, "runs"):
+  if not callable(getattr(module, "runs", None)):
     raise ConfigError(f"experiment={name}: must define runs(); see experiments/lr_sweep.py")
-  takes_scale = inspect.signature(module.runs).parameters.get("scale")
+  takes_scale = _scale_of(module.runs)
   if scale is not None and not takes_scale:
     raise ConfigError(f"scale={scale}: {name} comes in one size; leave --scale out")
   try:
@@ -134,7 +134,8 @@ def load(name: str, scale: str | None = None) -> Experiment:
     raise _broken(name, error) from error
   law = getattr(module, "law", None)
   if isinstance(law, Mapping):
-    law = law.get(scale or takes_scale.default)
+    law = law.get(scale or (takes_scale and takes_scale.default))
+  _check_parts(name, module, law)
   return make_experiment(
     name=module.__name__.rsplit(".", 1)[-1] + (f"-{scale}" if scale else ""),
     doc=module.__doc__ or "",
@@ -148,6 +149,36 @@ def load(name: str, scale: str | None = None) -> Experiment:
   )
 
 
+def _scale_of(runs: Callable) -> inspect.Parameter | None:
+  """The parameter `scale` of a function, where it has one."""
+  try:
+    return inspect.signature(runs).parameters.get("scale")
+  except (ValueError, TypeError):  # of a builtin
+    return None
+
+
+def _check_parts(name: str, module: types.ModuleType, law: object) -> None:
+  """ConfigError where a part of an experiment file is not what this file says at its top."""
+  from experiments.laws import LAWS
+
+  def refuse(part: str, rule: str) -> None:
+    raise ConfigError(f"experiment={name}: its {part} must be {rule}; correct it there")
+
+  if law is not None and law not in [*LAWS, "isoflop"]:
+    refuse(f"law {law}", f"one of {', '.join(LAWS)}, isoflop")
+  halving = getattr(module, "halving", None)
+  if halving is not None and not hasattr(halving, "rungs"):
+    refuse("halving", "Halving(eta, rungs) of experiments.sweep.halving")
+  claims = getattr(module, "claims", ())
+  if not isinstance(claims, Sequence) or not all(hasattr(c, "source") for c in claims):
+    refuse("claims", "a tuple of Claim(...) of experiments.report.claims")
+  for part in ("analyse", "pictures"):
+    if not callable(getattr(module, part, len)):
+      refuse(part, "a function")
+  if not isinstance(module.__doc__ or "", str):
+    refuse("docstring", "a text")
+
+
 def make_experiment(name: str, runs: Iterable[Run], **fields) -> Experiment:
   """An Experiment whose runs have names fit for folders, no two alike."""
   runs = tuple(runs)
@@ -155,6 +186,7 @@ def make_experiment(name: str, runs: Iterable[Run], **fields) -> Experiment:
     raise ConfigError(f"experiment={name}: runs() yields none; yield at least one Run")
   seen = set()
   for run in runs:
+    _check_run(name, run)
     if not NAME.fullmatch(run.name) or run.name.startswith("."):
       raise ConfigError(
         f"run={run.name}: a name is a folder, of letters, digits and . , = + @ _ -; rename it"
@@ -164,6 +196,21 @@ def make_experiment(name: str, runs: Iterable[Run], **fields) -> Experiment:
     seen.add(run.name)
   given: dict[str, Any] = {"doc": "", **fields}
   return Experiment(name=name, runs=runs, **given)
+
+
+def _check_run(name: str, run: object) -> None:
+  """ConfigError unless it is a Run of a name, overrides by key, and a config."""
+  if not isinstance(run, Run):
+    raise ConfigError(
+      f"experiment={name}: runs() gives a {type(run).__name__}; let it yield Run(name, overrides, config)"
+    )
+  overrides = run.overrides
+  keyed = isinstance(overrides, Mapping) and all(isinstance(key, str) for key in overrides)
+  if not (keyed and isinstance(run.name, str) and isinstance(run.config, str)):
+    raise ConfigError(
+      f"run={run.name}: a Run has a text as name, a dict by keys as overrides, FILE[:ARGUMENT] as config; "
+      f"correct it in {name}"
+    )
 
 
 def with_overrides(experiment: Experiment, changes: Mapping[str, object]) -> Experiment:
@@ -317,9 +364,6 @@ def _broken(name: str, error: BaseException) -> ConfigError:
   """One line for what an experiment's own code raised, with the place."""
   if isinstance(error, ConfigError):
     return error
-  place = traceback.extract_tb(error.__traceback__)[-1]
-  text = str(error).splitlines()[0] if str(error) else ""
   return ConfigError(
-    f"experiment={name}: the file fails with {type(error).__name__}: {text} "
-    f"({pathlib.Path(place.filename).name}, line {place.lineno}); correct it there"
+    f"experiment={name}: the file fails with {where_raised(error)}; correct it there"
   )

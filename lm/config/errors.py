@@ -5,6 +5,7 @@ import errno
 import math
 import os
 import re
+import traceback
 from collections.abc import Iterable, Iterator
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -29,6 +30,16 @@ def first_line(error: BaseException) -> str:
   """The first line of an error's message, or the name of its type where the message is empty."""
   lines = str(error).strip().splitlines()
   return lines[0].strip()[:200] if lines else type(error).__name__
+
+
+def where_raised(error: BaseException) -> str:
+  """`NameError: name 'x' is not defined (my.py, line 3)`: an error's type, first line and place."""
+  if isinstance(error, SyntaxError) and error.filename:
+    name, line, text = error.filename, error.lineno, error.msg
+  else:
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    name, line, text = place.filename, place.lineno, first_line(error)
+  return f"{type(error).__name__}: {text} ({os.path.basename(name)}, line {line})"
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:

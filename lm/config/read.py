@@ -6,6 +6,7 @@ keys changed from the command line; `from_json` reads back what a run saved.
 
 import dataclasses
 import functools
+import importlib
 import importlib.util
 import pathlib
 import sys
@@ -15,7 +16,7 @@ from collections.abc import Callable, Mapping
 
 from ml_collections import ConfigDict
 
-from lm.config.errors import ConfigError, first_line, is_unicode, suggest
+from lm.config.errors import ConfigError, first_line, is_unicode, suggest, where_raised
 from lm.config.schema import ABSENT, Config, rules
 
 # Keys that say which sections there are.
@@ -152,7 +153,36 @@ def run_config_file(spec: str) -> ConfigDict:
       f"config={spec}: get_config() must return a ConfigDict, not {type(found).__name__}; see "
       "configs/default.py"
     )
+  try:
+    found.to_dict()
+  except Exception as error:  # a required value that is not there, or a key that is no text
+    raise ConfigError(
+      f"config={spec}: what get_config() returns fails with {type(error).__name__}: "
+      f"{first_line(error)}; give every key a value"
+    ) from error
   return found
+
+
+def import_extension(key: str, name: object) -> None:
+  """Imports a module by its dotted name.
+
+  Raises: ConfigError that begins with `key`=name: it is no name, is not found, or fails.
+  """
+  try:
+    if not all(part.isidentifier() for part in str(name).split(".")):
+      raise ImportError("is no module's name")
+    importlib.import_module(str(name))
+  except ConfigError:
+    raise
+  except ImportError as error:
+    raise ConfigError(
+      f"{key}={name}: cannot be imported ({error}); give a module's dotted name, and start where Python "
+      "finds it"
+    ) from None
+  except (Exception, SystemExit) as error:
+    raise ConfigError(
+      f"{key}={name}: the module fails with {where_raised(error)}; correct it there"
+    ) from error
 
 
 def _refuse_switch(key: str, overrides: Mapping[str, object], chosen: Mapping[str, object]) -> None:
@@ -169,7 +199,13 @@ def _cast(key: str, value: object, kind: object) -> object:
   """`value` as `kind`; strings from the command line are parsed."""
   options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
   kind = options[0]
-  if type(None) in options and value in (None, "None", "none"):
+  try:
+    str(value)
+  except Exception as error:  # an integer of 4,301 digits, or what a config file made
+    raise ConfigError(
+      f"{key}=({type(value).__name__}): cannot be written ({first_line(error)}); give {_describe(kind)}"
+    ) from None
+  if type(None) in options and _is_none(value):
     return None
   if isinstance(value, str) and not is_unicode(value):
     raise ConfigError(f"{key}={value}: is no text in UTF-8; convert it")
@@ -180,6 +216,10 @@ def _cast(key: str, value: object, kind: object) -> object:
     raise ConfigError(
       f"{key}={value}: must be {_describe(kind)}; for example --config.{key}={EXAMPLES[base]}"
     ) from None
+
+
+def _is_none(value: object) -> bool:
+  return value is None or (isinstance(value, str) and value in ("None", "none"))
 
 
 def _parse(value: object, kind: object) -> object:

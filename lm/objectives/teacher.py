@@ -4,7 +4,6 @@ An objective names them (`Objective.teachers`); lm.runs.teachers loads their par
 as `extra[name]`, and evaluation goes without.
 """
 
-import importlib
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 
+from lm.config import read
 from lm.config.errors import ConfigError, number_of
 from lm.config.schema import Config, ModelConfig, neutral_values
 from lm.data.tokenizers import fingerprint, load_tokenizer
@@ -52,15 +52,10 @@ def read_section(where: str) -> ModelConfig | None:
       f"objective.teacher={where}: is no run directory; make one of it with python -m lm.hf import "
       f"--from {where} --workdir runs/teacher"
     )
-  for name in saved.get("extensions") or ():
-    try:
-      importlib.import_module(name)
-    except ImportError as error:
-      raise ConfigError(
-        f"objective.teacher={where}: its extensions={name} cannot be imported ({error}); start where Python "
-        "finds it"
-      ) from None
-  family = model.get("family")
+  extensions = saved.get("extensions")
+  for name in extensions if isinstance(extensions, list) else ():
+    read.import_extension(f"objective.teacher={where}: its extensions", name)
+  family = str(model.get("family"))
   section: Any = FAMILIES[family].section if family in FAMILIES else None
   values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in model.items()}
   try:

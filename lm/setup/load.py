@@ -1,11 +1,9 @@
 """A config file and a command line as a checked `Config`; which sections a config has."""
 
-import importlib
-import types
 from collections.abc import Mapping
 
 from lm.config import read
-from lm.config.errors import ConfigError, check_choice
+from lm.config.errors import check_choice
 from lm.config.schema import SECTIONS, Config
 from lm.models.registry import FAMILIES
 from lm.objectives.registry import OBJECTIVES
@@ -47,7 +45,7 @@ def sections_of(chosen: Mapping[str, object]) -> dict[str, type]:
     ConfigError: an extension that cannot be imported, or a name without a row.
   """
   for name in chosen["extensions"] or ():
-    _import_extension(name)
+    read.import_extension("extensions", name)
   family, objective = str(chosen["model.family"]), str(chosen["objective.name"])
   check_choice("model.family", family, FAMILIES)
   check_choice("objective.name", objective, OBJECTIVES)
@@ -66,13 +64,3 @@ def known_keys() -> dict[str, object]:
       sections = {**SECTIONS, "model": family.section, "objective": objective.section}
       found |= read.field_types(sections)
   return found
-
-
-def _import_extension(name: str) -> types.ModuleType:
-  try:
-    return importlib.import_module(name)
-  except ImportError as error:
-    raise ConfigError(
-      f"extensions={name}: cannot be imported ({error}); give a module's dotted name, and start "
-      "where Python finds it"
-    ) from None
