@@ -1,7 +1,7 @@
 """Pairs of settings of families and objectives through train.py: steps, a kill half way, a resume, a score.
 
 The rows are those of tests/test_family_pairs.py, in which every two values of two keys of a family stand
-together, where they may; a family takes 3 to 8 minutes. A row that crashes, or whose resumed record differs,
+together, where they may; a family takes 3 to 14 minutes. A row that crashes, or whose resumed record differs,
 is printed with its settings.
 
 example:
