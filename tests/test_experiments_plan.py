@@ -1,3 +1,4 @@
+import collections
 import csv
 import itertools
 import json
@@ -10,19 +11,20 @@ import sys
 import pytest
 
 from experiments.commands import command_line as cli
-from experiments.commands import which
+from experiments.commands import wandb_commands, which
 from experiments.launch import slots, throughput
 from experiments.launch.throughput import Speed, from_chip
 from experiments.ledger import fits
 from experiments.ledger.ledger import Ledger, read_ledger
 from experiments.quote import cost as plan
 from experiments.report import tables
-from experiments.sweep import Run, sweep
+from experiments.sweep import Run, described, search, sweep
 from lm.config.errors import ConfigError
 from lm.cost.flops import flops_per_token
 from lm.devices.chips import CHIPS
 from lm.files import write_json
 from tests.fake_runs import SMOKE, fake_run
+from tests.fuzzing import answer
 
 
 def quoted(*overrides, speed=None):
@@ -359,6 +361,66 @@ def test_a_described_sweep_is_saved_and_only_a_wider_one_replaces_it(tmp_path):
   (tmp_path / "s" / "sweep.json").write_text('{"config": ')
   with pytest.raises(ConfigError, match=r"sweep.json: is damaged, not JSON; delete it"):
     named("--root", str(tmp_path))
+
+
+def test_a_sweep_comes_back_from_the_command_that_its_words_make(tmp_path):
+  """Mixtures that were drawn, with their seed, too."""
+  said = [
+    "--config", SMOKE, "--grid", "seed=0,1", "--random", "2", "optim.peak_lr=log:1e-3..1e-2",
+    "--dirichlet", "2", "data.weights=2", "--seed", "7", "--set", "train.steps=30", "--root", str(tmp_path),
+  ]  # fmt: skip
+  read = lambda words: cli.make_parser("about").parse_args(words)
+  options = read(["run", *said, "--save_as", "s"])
+  which.save_sweep(tmp_path / "s", options)
+  command = shlex.split(described.command(tmp_path / "s" / "sweep.json"))
+  assert command[:4] == ["python", "-m", "experiments", "run"]
+  runs = which.select(options).runs
+  assert len(runs) == 8 and which.select(read(command[3:])).runs == runs
+  words, _ = wandb_commands._sweep_words(read(["wandb-sweep", *said, "--save_as", "s"]))
+  assert which.select(read(["wandb-sweep", *words])).runs == runs
+
+
+def test_sweeps_and_races_with_other_words_than_were_written_are_one_line(tmp_path, monkeypatch):
+  """Every value of a sweep.json replaced by odd ones, and every key left out."""
+  monkeypatch.setattr(search, "find_experiments", dict)  # parses files, each time
+  words = {
+    "config": SMOKE, "grids": ["seed=0,1"], "random": [], "halving": None, "seed": 0, "name": "s",
+    "fixed": {"train.steps": "30"},
+  }  # fmt: skip
+  settings = {
+    "baseline": None, "at": [], "pin": None, "flops": "flops", "target": None, "noise": None,
+  }  # fmt: skip
+  race = {
+    "recipes": ["a: optim.peak_lr=1e-3", "b: optim.peak_lr=2e-3"], "budgets": "train.steps=10,20",
+    "rungs": [], "seeds": 2, "settings": settings,
+  }  # fmt: skip
+  file, seen = tmp_path / "sweep.json", collections.Counter()
+
+  def read(spec):
+    file.write_text(json.dumps(spec))
+    found = answer(described.parse, file.read_bytes(), str(file))
+    seen[found is not None] += 1
+    if found is not None:
+      answer(which._described, found, "s")
+      assert answer(described.command, file)
+
+  read(words)
+  read({"race": race})
+  assert seen == {True: 2}
+  for value in (None, 0, 3.5, 10**30, "", "x", [], [1], ["x"], {}, {"a": [1]}, True):
+    read(value)
+    read({"race": value})
+    for key in words:
+      read({**words, key: value})
+    for key in race:
+      read({"race": {**race, key: value}})
+    for key in (*settings, "other"):
+      read({"race": {**race, "settings": {**settings, key: value}}})
+  for spec, of in ((words, lambda part: part), (race, lambda part: {"race": part})):
+    for key in spec:
+      read(of({k: v for k, v in spec.items() if k != key}))
+    read(of({**spec, "other": 1}))
+  assert min(seen.values()) > 50, seen
 
 
 def test_advice_can_be_pasted(tmp_path):

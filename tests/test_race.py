@@ -13,7 +13,7 @@ from experiments.ledger.ledger import Ledger
 from experiments.race import Recipe, judge, recipes
 from experiments.race import power as powers
 from experiments.race.judge import NANOGPT_RULE, reach, widened
-from experiments.report import report
+from experiments.sweep import described
 from lm.config.errors import ConfigError
 from tests.fake_runs import SMOKE, fake_run
 
@@ -483,7 +483,7 @@ def test_a_race_whose_runs_are_done_is_judged_and_goes_by_its_name(tmp_path, cap
   rows = which.collect(options)
   assert len(rows.done()) == 12
   assert "better" in experiment.analyse(rows.done())["verdict"]
-  command = report.sweep_command(folder / "sweep.json")
+  command = described.command(folder / "sweep.json")
   assert "experiments race" in command and "--budgets" in command
   with pytest.raises(ConfigError, match="no race of that name"):
     run_race("other", "--root", str(tmp_path))

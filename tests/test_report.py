@@ -38,7 +38,7 @@ from experiments.report import (
   tables,
 )
 from experiments.report.claims import Claim
-from experiments.sweep import sweep
+from experiments.sweep import described, sweep
 from experiments.sweep.halving import Halving
 from lm.config.errors import ConfigError
 from tests.fake_runs import SMOKE, fake_run
@@ -487,10 +487,10 @@ def test_a_sweep_of_words_is_reproduced_by_its_command(tmp_path):
           "name": "rates", "fixed": {"seed": "1"}}  # fmt: skip
   (tmp_path / "rates").mkdir()
   (tmp_path / "rates" / "sweep.json").write_text(json.dumps(spec))
-  command = report.sweep_command(tmp_path / "rates" / "sweep.json")
+  command = described.command(tmp_path / "rates" / "sweep.json")
   assert command == (
-    f"python -m experiments run --config {SMOKE} --grid optim.peak_lr=1e-3,3e-3 --halving 3:2"
-    " --set seed=1 --save_as rates"
+    f"python -m experiments run --config {SMOKE} --grid optim.peak_lr=1e-3,3e-3 --set seed=1"
+    " --halving 3:2 --save_as rates"
   )
   fake_run(tmp_path / "rates" / "a", {})
   rows = read_ledger(str(tmp_path / "rates"))

@@ -15,7 +15,7 @@ from experiments.commands.which import (
 from experiments.ledger import ledger as ledgers
 from experiments.report import tables
 from experiments.report.claims import verdicts
-from experiments.sweep import sweep
+from experiments.sweep import described, sweep
 from lm.config.command_line import check_page
 from lm.config.errors import ConfigError, number_of
 from lm.runs import bucket
@@ -110,7 +110,7 @@ def report(options) -> None:
   folder = folder_of(options, experiment)
   rows = _where(options)
   out = options.out or f"{options.root.rstrip('/')}/{experiment.name}/report.html"
-  command = reports.sweep_command(folder / "sweep.json")
+  command = described.command(folder / "sweep.json")
   with bucket.written("out", out) as path:
     reports.write_report(experiment, rows, str(path), options.style, command)
     if options.wandb:

@@ -17,8 +17,8 @@ from experiments.commands.which import (
 )
 from experiments.ledger.rows import read_row
 from experiments.report import tables
+from experiments.sweep import described, sweep
 from experiments.sweep import halving as halvings
-from experiments.sweep import sweep
 from lm.addresses import is_address
 from lm.config.errors import ConfigError, check_within, number_of
 from lm.cost.parameters import run_counts
@@ -173,7 +173,7 @@ def train(options, experiment: sweep.Experiment, quiet: bool = False) -> int:
     if options.optuna:
       experiment = select_begun(options)
     ledger = rows_of(experiment, options.root)
-    command = reports.sweep_command(folder / "sweep.json")
+    command = described.command(folder / "sweep.json")
     page = reports.write_report(experiment, ledger, str(folder / "report.html"), command=command)
     mirror.mirror_report(experiment, ledger, page)
   if quiet:

@@ -5,7 +5,7 @@ import os
 
 from experiments.commands.printing import print_json
 from experiments.commands.which import folder_of, select, sweep_words
-from experiments.sweep import sweep
+from experiments.sweep import described, sweep
 from lm.config.errors import ConfigError
 
 
@@ -54,11 +54,5 @@ def _sweep_words(options) -> tuple[list[str], list[str]]:
   if spec is None:
     words += [w for text in options.set for w in ("--set", text)]
     return [*words, options.name], []  # the name last: parameters follow it
-  words += ["--config", spec["config"], "--save_as", spec["name"] or select(options).name]
-  words += [w for text in spec["grids"] for w in ("--grid", text)]
-  words += [w for key, value in spec["fixed"].items() for w in ("--set", f"{key}={value}")]
-  if spec["random"]:
-    words += ["--random", *spec["random"], "--seed", str(spec["seed"])]
-  if spec["halving"]:
-    words += ["--halving", spec["halving"]]
+  words += ["--save_as", spec["name"] or select(options).name, *described.options(spec)]
   return words, spec["random"][1:]

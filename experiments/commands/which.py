@@ -1,15 +1,14 @@
 """Turns command-line options into an Experiment, its run directories and its ledger rows."""
 
 import dataclasses
-import json
 import pathlib
 import shlex
 from typing import Any
 
 from experiments.ledger import ledger as ledgers
 from experiments.race import judge, recipes
+from experiments.sweep import described, search, sweep
 from experiments.sweep import halving as halvings
-from experiments.sweep import search, sweep
 from lm.addresses import is_address, open_address
 from lm.config.command_line import once
 from lm.config.errors import ConfigError, check_within
@@ -19,16 +18,14 @@ from lm.runs import bucket
 
 def select(options) -> sweep.Experiment:
   """The experiment that the options name or describe, with --set and --only applied."""
-  described = [
-    o for o in ("grid", "random", "dirichlet", "halving", "save_as") if getattr(options, o)
-  ]
+  said = [o for o in ("grid", "random", "dirichlet", "halving", "save_as") if getattr(options, o)]
   if options.config and options.name:
     raise ConfigError(
       f"config={options.config}: an experiment file has its own configs; leave out {options.name}, "
       "or name the sweep with --save_as"
     )
-  if described and not options.config:
-    raise ConfigError(f"{described[0]}=...: needs --config FILE; for example configs/smoke.py")
+  if said and not options.config:
+    raise ConfigError(f"{said[0]}=...: needs --config FILE; for example configs/smoke.py")
   changes = _pairs(options.set)
   check_within("seed", options.seed, "[0, 2147483647]", "0")
   if options.config and options.scale:
@@ -71,8 +68,7 @@ def save_race(folder: pathlib.Path, spec: dict) -> None:
 
 def read_race(folder: pathlib.Path) -> dict | None:
   """The words of the race whose runs lie in a folder; None where there is none."""
-  race = (_read_sweep(f"{folder}/sweep.json") or {}).get("race")
-  return race if isinstance(race, dict) else None
+  return (_read_sweep(f"{folder}/sweep.json") or {}).get("race")
 
 
 def check_root(options, experiment: sweep.Experiment) -> None:
@@ -209,13 +205,7 @@ def _read_sweep(file: str) -> dict[str, Any] | None:
     fs, path = open_address("root", file)
     if not fs.exists(path):
       return None
-    text = fs.cat_file(path)
-  try:
-    return json.loads(text.decode("utf-8"))
-  except ValueError:
-    raise ConfigError(
-      f"sweep={file}: is damaged, not JSON; delete it and describe the sweep again with --config"
-    ) from None
+    return described.parse(fs.cat_file(path), file)
 
 
 def saved_sweep(options) -> dict[str, Any] | None:

@@ -4,7 +4,6 @@ Everything comes from the experiment's file and its ledger; what cannot be shown
 Figures are also saved as SVG, PDF and PNG in a folder beside the page.
 """
 
-import json
 import math
 import pathlib
 import shlex
@@ -520,24 +519,4 @@ def _train_command(experiment: str, run) -> str:
   for key, value in run.overrides.items():
     shown = ",".join(map(str, value)) if isinstance(value, list | tuple) else value
     words.append(f"--config.{key}={shown}")
-  return shlex.join(words)
-
-
-def sweep_command(file: pathlib.Path) -> str | None:
-  """The command of a sweep that was described in words, from the sweep.json beside its runs."""
-  if not file.exists():
-    return None
-  spec = json.loads(file.read_text(encoding="utf-8"))
-  if race := spec.get("race"):
-    words = ["python", "-m", "experiments", "race", *race["recipes"]]
-    words += ["--budgets", race["budgets"]] if race["budgets"] else []
-    words += [w for text in race["rungs"] for w in ("--rung", text)]
-    return shlex.join([*words, "--seeds", str(race["seeds"]), "--save_as", file.parent.name])
-  words = ["python", "-m", "experiments", "run", "--config", spec["config"]]
-  words += [w for text in spec.get("grids") or () for w in ("--grid", text)]
-  if spec.get("random"):
-    words += ["--random", *spec["random"], "--seed", str(spec.get("seed", 0))]
-  words += ["--halving", spec["halving"]] if spec.get("halving") else []
-  words += [w for k, v in (spec.get("fixed") or {}).items() for w in ("--set", f"{k}={v}")]
-  words += ["--save_as", file.parent.name]
   return shlex.join(words)
