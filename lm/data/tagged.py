@@ -185,7 +185,7 @@ def arrays(
           f"data.label_field={cfg.data.label_field}: {sentence.place} has the tag {tag!r}, which no "
           f"training word has (they have {known}); mend it, or train on such words too"
         )
-  pieces = _Pieces(tokenizer, sentences)
+  pieces = _Pieces(tokenizer, cfg.data.tokenizer, sentences)
   tokens, firsts = [], []
   for sentence in sentences:
     mine = [pieces.of(word, i, sentence.place) for i, word in enumerate(sentence.words)]
@@ -206,8 +206,8 @@ def arrays(
 class _Pieces:
   """Ids of words, each as it stands after a blank (the first of a sentence: without), made once a word."""
 
-  def __init__(self, tokenizer: Tokenizer, sentences: Sequence[Sentence]):
-    self.unknown = unknown_id(tokenizer)
+  def __init__(self, tokenizer: Tokenizer, name: str, sentences: Sequence[Sentence]):
+    self.name, self.unknown = name, unknown_id(tokenizer)
     blank = tokenizer.encode(" ")
     texts = sorted({f"{' ' * bool(i)}{word}" for s in sentences for i, word in enumerate(s.words)})
     self.found: dict[str, tuple[list[int], int]] = {}
@@ -223,8 +223,8 @@ class _Pieces:
       return ids, skip
     if self.unknown is None:
       raise ConfigError(
-        f"data.tokenizer: makes nothing of the word {word!r} of {place} and has no unknown token; take "
-        "the word out"
+        f"data.tokenizer={self.name}: makes nothing of the word {word!r} of {place} and has no unknown "
+        "token; take the word out"
       )
     return [self.unknown], 0
 

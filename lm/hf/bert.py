@@ -303,8 +303,8 @@ def to_bert(
     state = {name.removeprefix("bert."): array for name, array in state.items()}
   if what == "BertForSequenceClassification" and "pooler" not in stacked:
     raise ConfigError(
-      "objective.pooling: a BertForSequenceClassification of transformers reads BERT's pooler, which this "
-      "run lacks; train with objective.pooling=pooler to export"
+      "objective.pooling=first|mean|last: a BertForSequenceClassification of transformers reads BERT's "
+      "pooler, which this run lacks; train with objective.pooling=pooler to export"
     )
   act = next(theirs for theirs, ours in ACTIVATIONS.items() if ours == cfg.activation)
   hf_config = {
