@@ -2,6 +2,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ import pytest
 from experiments import __main__ as experiments
 from experiments.commands.printing import print_runs
 from experiments.ledger import compare, ledger, rows
-from experiments.report import board, tables
+from experiments.report import board, formats, tables
 from lm.config.errors import ConfigError
 from lm.files import alive, write_json
 from lm.runs import room
@@ -220,6 +221,75 @@ def test_a_file_is_no_run_directory(tmp_path):
   (tmp_path / "sweep.json").write_text("{}")
   with pytest.raises(ConfigError, match="is a file; name a run directory"):
     ledger.read_ledger(str(tmp_path / "sweep.json"))
+
+
+METRICS, LOSS = "metrics.jsonl", '"train/loss": 3.5'
+
+
+@pytest.mark.parametrize("file, old, new, words", [
+  (METRICS, LOSS, '"train/loss": [1, 2]', "[1, 2] stands in its record where"),
+  (METRICS, LOSS, '"train/loss": 1' + "0" * 400, "stands in its record where"),
+  (METRICS, LOSS, '"train/loss": "x"', "x stands in its record where a number should"),
+  (METRICS, '"step": 10', '"stop": 10', "its files lack something (KeyError: 'step')"),
+  ("perf.jsonl", '"perf/seconds": 1.0', '"perf": 1.0', "its files lack something (KeyError: 'perf/seconds')"),
+  (METRICS, '{"step": 10', "x", "line 1 of metrics.jsonl is damaged, not JSON"),
+])  # fmt: skip
+def test_a_record_of_other_things_than_numbers_is_named(tmp_path, file, old, new, words):
+  """In the middle of a curve, too, by a ledger and by who reads one curve."""
+  fake_run(tmp_path / "runs" / "a")
+  path = tmp_path / "runs" / "a" / file
+  assert old in path.read_text()
+  path.write_text(path.read_text().replace(old, new, 1))
+  (row,) = ledger.read_ledger(str(tmp_path / "runs"), curves=True)
+  assert row["status"] == "unreadable" and words in row["reason"]
+  with pytest.raises(ConfigError, match=re.escape(words)) as error:
+    rows.read_curve(str(tmp_path / "runs" / "a"))
+  assert "\n" not in str(error.value)
+
+
+def test_a_config_does_not_say_what_a_run_is_called_or_how_it_ended(tmp_path):
+  fake_run(tmp_path / "a")
+  path = tmp_path / "a" / "config.json"
+  mine = {"name": {"x": 1}, "status": "failed", "path": 3, "id": 4, "extensions": ["of_mine"]}
+  path.write_text(json.dumps(json.loads(path.read_text()) | mine))
+  (row,) = ledger.read_ledger(str(tmp_path))
+  assert (row["name"], row["status"]) == ("a", "done")
+
+
+@pytest.mark.parametrize("value", [{"a": 1}, [[1]], [{}]])
+def test_values_that_no_key_has_are_damage(tmp_path, value):
+  """Where the config is of other code, so that its keys are not checked."""
+  fake_run(tmp_path / "a")
+  path = tmp_path / "a" / "config.json"
+  config = json.loads(path.read_text())
+  config["model"] |= {"of_other_code": 1, "width": value}
+  path.write_text(json.dumps(config))
+  (row,) = ledger.read_ledger(str(tmp_path))
+  assert row["status"] == "unreadable" and "config.json has model.width=" in row["reason"]
+
+
+def test_times_that_are_no_numbers_are_shown(tmp_path, capsys):
+  """NaN is JSON to Python."""
+  fake_run(tmp_path / "a")
+  path = tmp_path / "a" / "perf.jsonl"
+  path.write_text(path.read_text().replace('"perf/seconds": 6.0', '"perf/seconds": NaN'))
+  print_runs(list(ledger.read_ledger(str(tmp_path))))
+  assert capsys.readouterr().out.splitlines()[1].split()[:2] == ["a", "done"]
+  shown = [(f(math.inf), f(math.nan)) for f in (formats.duration, formats.clock, formats.number)]
+  assert shown == [("?", "?"), ("?", "?"), ("inf", "nan")]
+
+
+def test_half_a_surrogate_pair_is_damage(tmp_path):
+  """It is JSON, and no text: no page, table or ledger could be written of it."""
+  fake_run(tmp_path / "runs" / "a", {"optim.peak_lr": 3e-3})
+  path = tmp_path / "runs" / "a" / "run.json"
+  path.write_text(path.read_text().replace('"python"', '"\\ud800": 1, "python"'))
+  (row,) = ledger.read_ledger(str(tmp_path / "runs"))
+  assert row["status"] == "unreadable" and "run.json is damaged" in row["reason"]
+  held = {"ledger": 1, "shared": {"name": "a", "status": "done", "device": "\ud800"}}
+  (tmp_path / "l.jsonl").write_text(json.dumps(held) + "\n{}\n")
+  with pytest.raises(ConfigError, match="must be a ledger that status --export wrote"):
+    ledger.load_ledger(str(tmp_path / "l.jsonl"))
 
 
 def test_a_last_line_cut_short_is_left_out(tmp_path):

@@ -18,6 +18,7 @@ from experiments.ledger.rows import (
   EXPORTED_BINS,
   ROW_KEYS,
   binned,
+  check_texts,
   file_system,
   is_number,
   no_number,
@@ -297,6 +298,7 @@ def load_ledger(path: str, option: str = "ledger") -> Ledger:
     content = fs.cat_file(place)
   try:
     lines = [json.loads(line) for line in content.decode().splitlines() if line.strip()]
+    check_texts(content, lines)
     shared = lines[0]["shared"]
     rows = tuple({**shared, **row} for row in lines[1:])
     if not all(map(_is_row, rows)):

@@ -12,6 +12,7 @@ import platform
 import posixpath
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -108,9 +109,15 @@ def read_curve(workdir: str, points: int | None = None) -> dict[str, list]:
   Args:
     workdir: run directory, path or URL.
     points: in about so many bins, as `binned` makes them; every evaluation is kept.
+
+  Raises:
+    ConfigError: the record is damaged.
   """
   fs, path = file_system(str(workdir))
-  return _curve(_jsonl(fs, f"{path}/metrics.jsonl"), _jsonl(fs, f"{path}/perf.jsonl"), points)
+  try:
+    return _curve(_jsonl(fs, f"{path}/metrics.jsonl"), _jsonl(fs, f"{path}/perf.jsonl"), points)
+  except (_Damaged, *NONSENSE) as error:
+    raise ConfigError(f"run={workdir}: {_why(error)}") from None
 
 
 def binned(curve: Mapping[str, list], bins: int) -> dict[str, list]:
@@ -273,14 +280,11 @@ def read_folder(fs, path: str, name: str, curves: bool, tails: Tails | None = No
     if odd := no_number(row):
       raise ValueError(odd)
     return row
-  except _Damaged as error:
-    reason = f"{error}; mend it, or delete the run directory and train it again"
   except OSError as error:
     place = posixpath.basename(str(error.filename or "a file"))
     reason = f"{place} cannot be read ({error.strerror or error}); mend it"
-  except NONSENSE as error:  # JSON, but not what train.py writes
-    why = " ".join(str(error).split())[:200]
-    reason = f"its files lack something ({type(error).__name__}: {why}): written by other code"
+  except (_Damaged, *NONSENSE) as error:
+    reason = _why(error)
   return {"name": name, "path": path, "id": None, "status": "unreadable", "reason": reason}
 
 
@@ -297,6 +301,14 @@ NONSENSE = (
 
 class _Damaged(Exception):
   """A file of a run directory is not JSON."""
+
+
+def _why(error: BaseException) -> str:
+  """Why a run directory cannot be read: its files are damaged, or JSON but not what train.py writes."""
+  if isinstance(error, _Damaged):
+    return f"{error}; mend it, or delete the run directory and train it again"
+  why = " ".join(str(error).split())[:200]
+  return f"its files lack something ({type(error).__name__}: {why}): written by other code"
 
 
 def _changed(saved: Mapping, run: object) -> str | None:
@@ -326,14 +338,14 @@ def _read(fs, path: str, name: str, curves: bool, tails: Tails | None) -> dict:
   if (
     "parameters" not in run and status == "done"
   ):  # imported or compacted: nothing was trained here
-    return row | _config_columns(config) | {"started": run.get("started")}
+    return row | _config_columns(config) | row | {"started": run.get("started")}
   records = _jsonl(fs, f"{path}/metrics.jsonl", tails)
   perf = _jsonl(fs, f"{path}/perf.jsonl", tails)
   row |= _result_columns(run, config, records) | _origin_columns(run, config)
   row["seconds"] = max(_running_seconds(perf).values(), default=None)
   if trunk := _json(fs, f"{path}/trunk.json"):
     row["trunk"], row["trunk_step"] = trunk["run"], trunk["step"]
-  row |= _config_columns(config)
+  row = row | _config_columns(config) | row  # what a config calls `name` is not the run's
   if curves:
     row["curve"] = _curve(records, perf, CURVE_BINS)
   return row
@@ -343,8 +355,14 @@ def _config_columns(config: Mapping) -> dict:
   """Every key of the config, dotted."""
   found = {}
   for section, value in config.items():
-    inner = value.items() if isinstance(value, dict) else ()
-    found |= {f"{section}.{k}": v for k, v in inner} if inner else {section: value}
+    keyed = isinstance(value, dict)
+    found |= {f"{section}.{k}": v for k, v in value.items()} if keyed else {section: value}
+  for key, value in found.items():
+    members = value if isinstance(value, list) else [value]
+    if any(isinstance(member, dict | list) for member in members):
+      raise ValueError(
+        f"config.json has {key}={json.dumps(value)[:60]}, which is no value of a key"
+      )
   return found
 
 
@@ -419,10 +437,21 @@ def _running_seconds(perf: Sequence[Mapping]) -> dict[int, float]:
 
 
 def _json(fs, path: str) -> dict:
+  if not fs.exists(path):
+    return {}
+  content = fs.cat_file(path)
   try:
-    return json.loads(fs.cat_file(path)) if fs.exists(path) else {}
+    found = json.loads(content)
+    check_texts(content, found)
+    return found
   except ValueError as error:
     raise _Damaged(f"{posixpath.basename(path)} is damaged, not JSON ({error})") from error
+
+
+def check_texts(content: bytes, found: object) -> None:
+  """ValueError where what JSON gave has half a surrogate pair, which can be written nowhere."""
+  if b"\\u" in content:
+    json.dumps(found, ensure_ascii=False).encode()
 
 
 def _jsonl(fs, path: str, tails: Tails | None = None) -> list[dict]:
@@ -451,9 +480,18 @@ def _parsed(content: bytes, path: str, before: int) -> list[dict]:
   return [json.loads(line) for line in lines]
 
 
-def _number(value):
-  """Metrics that JSON could not hold come back as numbers."""
-  return float(value) if value in ("nan", "inf", "-inf") else value
+def _number(value: Any) -> float | None:
+  """A value of a record: metrics that JSON could not hold come back as numbers.
+
+  Raises: ValueError for what is no number that a float holds.
+  """
+  if isinstance(value, float) or value is None:
+    return value
+  if value in ("nan", "inf", "-inf"):
+    return float(value)
+  if not is_number(value):
+    raise ValueError(f"{str(value)[:60]} stands in its record where a number should")
+  return value
 
 
 def _digest(*parts) -> str:

@@ -1,6 +1,7 @@
 """Numbers and formulas as readers of pages see them: on axes as text, in tables as markup."""
 
 import html
+import math
 import re
 from collections.abc import Callable, Sequence
 
@@ -46,6 +47,8 @@ def duration(seconds: float) -> str:
   >>> duration(3720), duration(200), duration(12)
   ('1 h 02 min', '3 min 20 s', '12 s')
   """
+  if not math.isfinite(seconds):
+    return "?"
   if seconds >= 3600:
     return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02d} min"
   if seconds >= 60:
@@ -59,6 +62,8 @@ def clock(seconds: float) -> str:
   >>> clock(3725), clock(65)
   ('1:02:05', '1:05')
   """
+  if not math.isfinite(seconds):
+    return "?"
   minutes, seconds = divmod(int(seconds), 60)
   hours, minutes = divmod(minutes, 60)
   return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
@@ -70,7 +75,7 @@ def power(value: float) -> str:
   >>> power(3e18), power(1e18), power(0.5)
   ('3×10¹⁸', '10¹⁸', '0.5')
   """
-  if value == 0 or 1e-4 <= abs(value) < 1e4:
+  if value == 0 or 1e-4 <= abs(value) < 1e4 or not math.isfinite(value):
     return f"{value:.4g}"
   mantissa, exponent = f"{value:.2e}".split("e")
   tail = "10" + str(int(exponent)).translate(SUPERSCRIPTS)
