@@ -26,6 +26,11 @@ COUNTED = {
 BAD = [
   ({"model.widht": "3"}, "model.widht=3: no such key; did you mean model.width?"),
   ({"width": "3"}, "width=3: no such key; did you mean model.width?"),
+  (
+    {"data.weights": "x"},
+    "data.weights=x: must be a list of numbers with commas between; for example "
+    "--config.data.weights=0.7,0.3",
+  ),
   ({"model": "x"}, "model=x: is a section; set a key of it, such as model.family"),
   (
     {"model.width": "abc"},

@@ -454,6 +454,21 @@ def test_tfds_errors_are_one_line(tfds_folder, tmp_path, spec, changes, message)
 # --- synthetic ---
 
 
+@pytest.mark.parametrize(
+  "count", ["9" * 5000, "9" * 400, "99999999999", "0", "\u0663", "-1", "1e3", "x", ""]
+)
+def test_made_sources_have_counts_that_end(tmp_path, count):
+  """Digits of other scripts, counts that no day would see the end of, and those too long to read."""
+  of = "markov-{}-s1", "markov-8-s{}", "markov-8-s1-n{}"
+  specs = [f"synthetic:{name.format(count)}" for name in of if (name, count) != (of[1], "0")]
+  specs += [f"oracle:{name.format(count)}" for name in ("{}-l20", "64-l{}", "64-l20-n{}")]
+  specs += [f"facts:{count}", f"reversed:{count}"]
+  for spec in specs:
+    with pytest.raises(ConfigError, match=r"data.sources=(.|\n)*; use ") as error:
+      next(iter(sources.documents(spec, data_config(tmp_path), "train")))
+    assert "\n" not in str(error.value)
+
+
 def test_the_true_chain_attains_the_entropy_rate():
   name = "markov-16-s1.5-n1000"
   chain = synthetic.parse(name, "x")

@@ -96,9 +96,10 @@ def number_of(n: int, noun: str, spec: str = "") -> str:
   return f"{n:{spec}} {noun}"
 
 
-def whole_number(text: str) -> int | None:
-  """The integer that a text of 1 to 18 digits spells; None for any other text."""
-  return int(text) if re.fullmatch("[0-9]{1,18}", text) else None
+def whole_number(text: str, most: int = 10**18) -> int | None:
+  """The integer that a text of 1 to 18 digits spells; None for any other text, and above `most`."""
+  found = int(text) if re.fullmatch("[0-9]{1,18}", text) else None
+  return None if found is None or found > most else found
 
 
 def is_unicode(text: str) -> bool:

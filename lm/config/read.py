@@ -21,7 +21,8 @@ from lm.config.schema import ABSENT, Config, rules
 
 # Keys that say which sections there are.
 CHOOSERS = ("extensions", "model.family", "objective.name")
-EXAMPLES = {int: "8", float: "1e-3", bool: "True", str: "text", tuple: "a,b"}
+EXAMPLES = {int: "8", float: "1e-3", bool: "True", str: "text"}
+LISTS = {int: "8,16", float: "0.7,0.3", str: "a,b"}
 
 
 Sections = Mapping[str, type]  # {"model": its dataclass, ...}
@@ -212,9 +213,8 @@ def _cast(key: str, value: object, kind: object) -> object:
   try:
     return _parse(value, kind)
   except (ValueError, TypeError, OverflowError):
-    base = typing.get_origin(kind) or kind
     raise ConfigError(
-      f"{key}={value}: must be {_describe(kind)}; for example --config.{key}={EXAMPLES[base]}"
+      f"{key}={value}: must be {_describe(kind)}; for example --config.{key}={_example(kind)}"
     ) from None
 
 
@@ -248,6 +248,11 @@ def _parse(value: object, kind: object) -> object:
   if not isinstance(value, str):
     raise TypeError
   return value
+
+
+def _example(kind: typing.Any) -> str:
+  tuples = typing.get_origin(kind) is tuple
+  return LISTS[typing.get_args(kind)[0]] if tuples else EXAMPLES[kind]
 
 
 def _describe(kind: object) -> str:

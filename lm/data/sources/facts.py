@@ -11,6 +11,7 @@ import numpy as np
 
 from lm.config.errors import ConfigError, whole_number
 from lm.config.schema import DataConfig
+from lm.data.sources.synthetic import MOST_MADE
 
 FIRST = ("Ada", "Ben", "Clara", "David", "Emma", "Felix", "Greta", "Hugo", "Ida", "Jonas")
 LAST = ("Berg", "Castle", "Field", "Hill", "Lake", "Moor", "Stone", "Wood")
@@ -34,10 +35,10 @@ class Fact(NamedTuple):
 
 
 def read(name: str, where: str) -> Iterator[Fact]:
-  """The facts: the same ones on every call. Raises: ConfigError unless the name is a number from 1 up."""
-  count = whole_number(name)
+  """The facts: the same ones on every call. Raises: ConfigError unless the name is 1 to MOST_MADE."""
+  count = whole_number(name, MOST_MADE)
   if not count:
-    raise ConfigError(f"{where}: must say how many facts; use facts:1000")
+    raise ConfigError(f"{where}: must say how many facts, 1 to {MOST_MADE}; use facts:1000")
   random = np.random.default_rng(0)
   draw = lambda options: options[random.integers(len(options))]
   for _ in range(count):

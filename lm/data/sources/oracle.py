@@ -19,10 +19,11 @@ import numpy as np
 
 from lm.config.errors import ConfigError
 from lm.config.schema import DataConfig
-from lm.data.sources.synthetic import FIRST_CHARACTER, MAX_STATES
+from lm.data.sources.synthetic import FIRST_CHARACTER, MAX_STATES, MOST_MADE
 
 WIDTH = 32  # of the embedding and of the state
 LANES = 1000  # sentences drawn side by side
+MAX_LENGTH = 100_000  # of a sentence
 EXAMPLE = "oracle:64-l20"
 
 
@@ -53,14 +54,15 @@ def identity(name: str, cfg: DataConfig, split: str, where: str) -> str:
 
 def parse(name: str, where: str) -> Oracle:
   """Reads `SYMBOLS-lLENGTH[-nDOCUMENTS]`. Raises: ConfigError, starting with `where`."""
-  match = re.fullmatch(r"(\d+)-l(\d+)(?:-n(\d+))?", name)
+  match = re.fullmatch(r"([0-9]{1,9})-l([0-9]{1,9})(?:-n([0-9]{1,9}))?", name)
   if match is None:
     raise ConfigError(f"{where}: an oracle is named SYMBOLS-lLENGTH[-nDOCUMENTS]; use {EXAMPLE}")
   oracle = Oracle(int(match[1]), int(match[2]), int(match[3] or 10_000))
-  if not 2 <= oracle.symbols <= MAX_STATES or oracle.length < 1 or oracle.n_docs < 1:
+  sound = 2 <= oracle.symbols <= MAX_STATES and 1 <= oracle.length <= MAX_LENGTH
+  if not sound or not 1 <= oracle.n_docs <= MOST_MADE:
     raise ConfigError(
-      f"{where}: an oracle has 2 to {MAX_STATES} symbols, sentences of at least 1 and at least 1 of "
-      f"them; use {EXAMPLE}"
+      f"{where}: an oracle has 2 to {MAX_STATES} symbols, sentences of 1 to {MAX_LENGTH} and 1 to "
+      f"{MOST_MADE} of them; use {EXAMPLE}"
     )
   return oracle
 

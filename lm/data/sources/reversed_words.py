@@ -10,6 +10,7 @@ import numpy as np
 
 from lm.config.errors import ConfigError, whole_number
 from lm.config.schema import DataConfig
+from lm.data.sources.synthetic import MOST_MADE
 
 WORDS = (
   "red",
@@ -29,10 +30,10 @@ LEAST, MOST = 2, 5  # words of a source
 
 
 def read(name: str, cfg: DataConfig, where: str) -> Iterator[tuple[str, str]]:
-  """The pairs: the same ones on every call. Raises: ConfigError unless the name is a number from 1 up."""
-  count = whole_number(name)
+  """The pairs: the same ones on every call. Raises: ConfigError unless the name is 1 to MOST_MADE."""
+  count = whole_number(name, MOST_MADE)
   if not count:
-    raise ConfigError(f"{where}: must say how many pairs; use reversed:4000")
+    raise ConfigError(f"{where}: must say how many pairs, 1 to {MOST_MADE}; use reversed:4000")
   random = np.random.default_rng(0)
   for _ in range(count):
     words = random.choice(WORDS, random.integers(LEAST, MOST + 1)).tolist()

@@ -21,6 +21,10 @@ from lm.config.schema import DataConfig
 END_PROBABILITY = 1e-3  # of a document after each of its characters
 FIRST_CHARACTER = 33  # "!", the first printable one after the blank
 MAX_STATES = 94  # "!" to "~"
+MAX_EXPONENT = 100  # from about 10 on all follow from their first two states
+MOST_MADE = (
+  10_000_000  # documents of a source that is made up, not read: minutes of its one process
+)
 LANES = 500  # documents drawn side by side
 
 
@@ -43,17 +47,20 @@ def identity(name: str, cfg: DataConfig, split: str, where: str) -> str:
 
 def parse(name: str, where: str) -> Markov:
   """Reads `markov-STATES-sEXPONENT[-nDOCUMENTS]`. Raises: ConfigError, starting with `where`."""
-  match = re.fullmatch(r"markov-(\d+)-s(\d+(?:\.\d+)?)(?:-n(\d+))?", name)
+  match = re.fullmatch(
+    r"markov-([0-9]{1,9})-s([0-9]{1,9}(?:\.[0-9]{1,17})?)(?:-n([0-9]{1,9}))?", name
+  )
   if match is None:
     raise ConfigError(
       f"{where}: a synthetic source is named markov-STATES-sEXPONENT[-nDOCUMENTS]; "
       "use synthetic:markov-64-s1"
     )
   chain = Markov(int(match[1]), float(match[2]), int(match[3] or 4000))
-  if not 2 <= chain.states <= MAX_STATES or chain.n_docs < 1:
+  sound = 2 <= chain.states <= MAX_STATES and chain.exponent <= MAX_EXPONENT
+  if not sound or not 1 <= chain.n_docs <= MOST_MADE:
     raise ConfigError(
-      f"{where}: a chain has 2 to {MAX_STATES} states and at least 1 document; "
-      "use synthetic:markov-64-s1"
+      f"{where}: a chain has 2 to {MAX_STATES} states, an exponent up to {MAX_EXPONENT} and 1 to "
+      f"{MOST_MADE} documents; use synthetic:markov-64-s1"
     )
   return chain
 
