@@ -34,12 +34,12 @@ from lm.config import command_line, train_options
 from lm.config.schema import Config
 from lm.cost.flops import run_flops_per_token
 from lm.data import curriculum
-from lm.devices import processes, sharding, topology
+from lm.devices import peers, processes, sharding, topology
 from lm.evaluate import eval_sets, evaluate_sets
 from lm.objectives.registry import objective_of
 from lm.plan import compiled, layouts
 from lm.plan import run_plan as plans
-from lm.runs import bucket, failures, reproduce, rundir, speed, summary, teachers
+from lm.runs import agreement, bucket, failures, reproduce, rundir, speed, summary, teachers
 from lm.runs.progress import Progress
 from lm.runs.resume import restore_newest
 from lm.runs.writer import are_over, open_runs, split_runs
@@ -66,20 +66,20 @@ def main(argv: list[str]) -> int:
   asked = train_options.asked_runs(options, overrides)
 
   # ---- Configs, resolved against data and devices ----------------------------------------------
+  processes.start(options.coordinator, options.processes, options.process)
   cfgs = [load_config(spec, changes) for spec, changes, _ in asked]
   keep_compiled(cfgs[0].data.cache_dir)
-  processes.start(options.coordinator, options.processes, options.process)
   cfgs = [speed.known(cfg, workdir) for cfg, (*_, workdir) in zip(cfgs, asked, strict=True)]
   if len(cfgs) > 1:
     processes.start_stack(len(cfgs))
   kind = kind_of(cfgs[0])
   vocab_size, data, rows = kind.vocab_size(cfgs[0]), None, [None] * len(cfgs)
-  looks_only = options.print_config or options.plan
-  if vocab_size is None or speed.is_missing(cfgs) or not looks_only:
+  if vocab_size is None or speed.is_missing(cfgs) or not (options.print_config or options.plan):
     opened = {cfg.data: kind.open(cfg) for cfg in {cfg.data: cfg for cfg in cfgs}.values()}
     data = [opened[cfg.data] for cfg in cfgs]
     vocab_size = data[0].vocab_size
     rows = [kind.mean_units(each, cfg) for each, cfg in zip(data, cfgs, strict=True)]
+  agreement.check(cfgs[0], data and data[0])
   devices = topology.devices(options.topology) if options.topology else jax.devices()
   if options.fit:
     found = layouts.search(cfgs[0], vocab_size, devices, lambda line: print(line, file=sys.stderr))
@@ -95,8 +95,8 @@ def main(argv: list[str]) -> int:
     return 0
   plan = plans.make_plan(cfgs[0], data and data[0], devices)
   if options.compile or options.topology:
-    mesh = sharding.make_mesh(cfgs[0].mesh, devices=devices)
-    plan = dataclasses.replace(plan, compiled=compiled.examine(cfgs[0], mesh))
+    found = compiled.examine(cfgs[0], sharding.make_mesh(cfgs[0].mesh, devices=devices))
+    plan = dataclasses.replace(plan, compiled=found)
   if options.plan:
     print(json.dumps(plan.to_dict(), indent=2) if options.json else plans.show(plan))
     return 0
@@ -247,4 +247,4 @@ def train(
 
 
 if __name__ == "__main__":
-  command_line.run_main(main)
+  command_line.run_main(peers.together(main))

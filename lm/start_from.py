@@ -15,7 +15,7 @@ from lm.config.schema import Config, flatten
 from lm.hf.folder import read_folder
 from lm.hf.models import read_model
 from lm.models.trees import by_path, nested, path_name, stack_layers, unstack_layers
-from lm.runs import rundir
+from lm.runs import agreement, rundir
 from lm.runs.checkpoint import load_params, weights_hash
 from lm.training.step import State
 
@@ -53,6 +53,7 @@ def load(cfg: Config, wanted: Any) -> Loaded | None:
   if where is None:
     return None
   saved, differences, about = _read(pathlib.Path(where).expanduser(), cfg)
+  agreement.check_weights("train.init_from", about)
   there = by_path(stack_layers(saved))
   here = by_path(jax.eval_shape(stack_layers, wanted))
   there |= (cut := _cut_positions(there, here))

@@ -3,22 +3,27 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+import types
 
 import numpy as np
 import pytest
 
 from lm.config.errors import ConfigError
-from lm.devices import processes
+from lm.devices import peers, processes
+from lm.runs import agreement
+from lm.setup.load import load_config
 
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-def start_two(command, n_devices=4):
+def start_two(command, n_devices=4, environ=({}, {}), roots=(ROOT, ROOT)):
   """The two processes of a command that takes coordinator, number of processes and own number."""
   with socket.socket() as probe:
     probe.bind(("localhost", 0))
@@ -30,8 +35,8 @@ def start_two(command, n_devices=4):
   return [
     subprocess.Popen(
       [sys.executable, *command(f"localhost:{port}", str(number))],
-      cwd=ROOT,
-      env=env,
+      cwd=roots[number],
+      env=env | environ[number],
       text=True,
       stdout=subprocess.PIPE,
       stderr=subprocess.STDOUT,
@@ -121,7 +126,7 @@ def test_bad_addresses_and_numbers_are_named(arguments, words):
 
 def test_the_environment_can_name_the_coordinator(monkeypatch):
   joined = []
-  monkeypatch.setattr("jax.distributed.initialize", lambda *args: joined.append(args))
+  monkeypatch.setattr("jax.distributed.initialize", lambda *args, **_: joined.append(args))
   monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "head:1")
   monkeypatch.setenv("JAX_NUM_PROCESSES", "4")
   monkeypatch.setenv("JAX_PROCESS_ID", "3")
@@ -161,3 +166,163 @@ def test_stacked_runs_live_in_one_process(monkeypatch):
   monkeypatch.setattr("jax.process_count", lambda: 2)
   with pytest.raises(ConfigError, match="stack=4 runs: stacked runs live in one process"):
     processes.start_stack(4)
+
+
+class Store:
+  """The part of the coordination service's client that peers use, for processes that are threads."""
+
+  def __init__(self):
+    self.values = {}
+
+  def key_value_set(self, key, value):
+    self.values[key] = value
+
+  def key_value_dir_get(self, folder):
+    return [(k, v) for k, v in dict(self.values).items() if k.startswith(folder + "/")]
+
+
+def meet(monkeypatch, facts, ends=()):
+  """What `agree` raises in each of the processes with these facts; None = a process that never comes."""
+  store, numbers = Store(), {}
+  store.values |= {f"{peers.ENDS}/{number}": text for number, text in ends}
+  meetings = [iter(range(9)) for _ in facts]
+  me = lambda: numbers[threading.get_ident()]
+  state = lambda: types.SimpleNamespace(client=store, num_processes=len(facts), process_id=me())
+  monkeypatch.setattr(peers, "_state", state)
+  monkeypatch.setattr(peers, "_next_meeting", lambda: next(meetings[me()]))
+  monkeypatch.setattr(peers.platform, "node", lambda: f"host{me()}")
+  found = {}
+
+  def come(number):
+    numbers[threading.get_ident()] = number
+    try:
+      found[number] = peers.agree(facts[number], "copy it")
+    except Exception as error:
+      found[number] = f"{type(error).__name__} {error}"
+
+  threads = [threading.Thread(target=come, args=(n,)) for n, f in enumerate(facts) if f is not None]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join(10)
+  return found
+
+
+def test_processes_agree_or_all_say_what_differs_and_where(monkeypatch):
+  assert meet(monkeypatch, [{"corpus": "a"}] * 3) == {0: None, 1: None, 2: None}
+  line = "corpus=b: in process 1 of 3 (host1), and a in process 0 (host0); copy it"
+  facts = [{"corpus": "a"}, {"corpus": "b"}, {"corpus": "a"}]
+  assert meet(monkeypatch, facts) == dict.fromkeys(range(3), f"ConfigError {line}")
+  facts = [{"corpus": "b", "seed": 1, "k": 2}, {"corpus": "a"}, {"corpus": "a", "seed": 1}]
+  line = (
+    "corpus=b: in process 0 of 3 (host0), and a in process 1 (host1); seed, k differ too; copy it"
+  )
+  assert set(meet(monkeypatch, facts).values()) == {f"ConfigError {line}"}
+
+
+def test_who_waits_for_a_process_that_has_ended_is_told_how(monkeypatch):
+  found = meet(monkeypatch, [{"a": 1}, None], [(1, '["host9", 2, "seed=x: must be a number"]')])
+  assert found == {0: "PeerEnded process 1 of 2 (host9): seed=x: must be a number"}
+  found = meet(monkeypatch, [{"a": 1}, None], [(1, '["host9", 0, ""]')])
+  assert found[0].startswith("ConfigError process=1: it (host9) has ended with nothing left to do")
+
+
+def test_what_processes_must_have_alike_is_compared(monkeypatch):
+  mine = load_config("configs/smoke.py", {"data.cache_dir": "/tmp/here"})
+  there = load_config("configs/smoke.py", {"data.cache_dir": "/tmp/there"})
+  assert agreement.facts(mine, None) == agreement.facts(there, None)
+  other = load_config("configs/smoke.py", {"log.every_steps": 7})
+  here, elsewhere = agreement.facts(mine, None), agreement.facts(other, None)
+  assert {k for k in here if here[k] != elsewhere[k]} == {"log.every_steps"}
+  monkeypatch.setattr(agreement.provenance, "versions", lambda: {"python": "3.11.9", "jax": "0.0"})
+  found = agreement.facts(mine, None)
+  assert {k for k in here if here[k] != found.get(k)} >= {"jax"} and found["python"] == "3.11"
+
+
+def pair_of(tmp_path, *words, per=((), ())):
+  def command(address, number):
+    where = ["--coordinator", address, "--processes", "2", "--process", number]
+    run = ["train.py", "--config", "configs/smoke.py", "--workdir", str(tmp_path / "run")]
+    return [*run, *words, *per[int(number)], *where]
+
+  return command
+
+
+def last_line(output):
+  return [line for line in output.splitlines() if line.strip()][-1]
+
+
+@pytest.mark.slow
+def test_processes_that_differ_are_refused_before_training(tmp_path):
+  ways = {
+    "optim.peak_lr=0.5: in process 1 of 2": [[], ["--config.optim.peak_lr=0.5"]],
+    "optim.peak_lr=-1.0: must be at least 0": [[], ["--config.optim.peak_lr=-1.0"]],
+    "data.sources=text:none.txt: no file matches": [["--config.data.sources=text:none.txt"], []],
+  }
+  for words, per in ways.items():
+    outputs = finish(start_two(pair_of(tmp_path, per=per)), 2)
+    assert all(words in last_line(output) for output in outputs), outputs
+  assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_hosts_with_other_text_code_or_disks_are_refused(tmp_path):
+  roots = [tmp_path / "host0", tmp_path / "host1"]
+  for number, root in enumerate(roots):
+    for name in ("lm", "configs"):
+      shutil.copytree(ROOT / name, root / name)
+    shutil.copy(ROOT / "train.py", root)
+    texts = [{"text": f"document {j} of {j + (number if j == 7 else 0)} words"} for j in range(999)]
+    (root / "x.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
+  local = {"data.cache_dir": "cache"}
+  ours = [f"--config.{key}={value}" for key, value in local.items()]
+  started = start_two(pair_of(tmp_path, "--config.data.sources=text:x.jsonl", *ours), roots=roots)
+  for output in finish(started, 2):
+    assert last_line(output).startswith("corpus="), output
+  started = start_two(pair_of(tmp_path, *ours, "--workdir", "run"), roots=roots)
+  for output in finish(started, 2):
+    assert "give a --workdir that all hosts share" in last_line(output), output
+  with open(roots[1] / "lm/optim/chain.py", "a") as file:
+    file.write("# changed\n")
+  for output in finish(start_two(pair_of(tmp_path, *ours), roots=roots), 2):
+    assert last_line(output).startswith("code of lm="), output
+
+
+@pytest.mark.slow
+@pytest.mark.long  # where jax's collectives wait on (0.12), its heartbeat takes 90 s
+def test_the_others_end_where_one_process_is_killed(tmp_path):
+  both = start_two(pair_of(tmp_path, "--config.train.steps=9000", "--config.log.every_steps=5"))
+  record = tmp_path / "run" / "metrics.jsonl"
+  while not (record.exists() and record.read_text().count("\n") >= 3):
+    assert both[0].poll() is None, both[0].communicate()
+    time.sleep(0.05)
+  both[1].kill()
+  both[1].communicate()
+  output = both[0].communicate(timeout=200)[0]
+  if both[0].returncode == -signal.SIGABRT:
+    assert "indicates that another task died" in output
+    return
+  assert both[0].returncode == 1 and "Traceback" not in output
+  assert last_line(output).startswith("another process is gone without a word")
+  about = json.loads((tmp_path / "run" / "run.json").read_text())
+  assert about["status"] == "failed" and "another process is gone" in about["reason"]
+
+
+SMALL_FILES = """
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (60000, 60000))
+"""
+
+
+@pytest.mark.slow
+def test_a_host_without_room_ends_all_with_its_line(tmp_path):
+  (tmp_path / "full").mkdir()
+  (tmp_path / "full" / "sitecustomize.py").write_text(SMALL_FILES)
+  environ = [{}, {"PYTHONPATH": str(tmp_path / "full")}]
+  words = ("--config.mesh.fsdp=4", "--config.checkpoint.every_steps=20")
+  outputs = finish(start_two(pair_of(tmp_path, *words), environ=environ), 1)
+  for output in outputs:
+    assert "no room left on the disk" in last_line(output) and "Traceback" not in output
+  about = json.loads((tmp_path / "run" / "run.json").read_text())
+  assert about["status"] == "failed" and "process 1 of 2" in about["reason"]

@@ -4,17 +4,22 @@ import glob
 import importlib.util
 import os
 import re
+import sys
+import threading
 
 import jax
 import numpy as np
 
-from lm.config.errors import ConfigError, whole_number
-from lm.devices import host
+from lm.config import interrupts
+from lm.config.errors import ConfigError, first_line, whole_number
+from lm.devices import host, peers
 
 # Environment variables of launchers whose processes jax.distributed finds by itself, and the least
 # value of each that means more than one.
 LAUNCHERS = {"SLURM_STEP_NUM_TASKS": 2, "OMPI_COMM_WORLD_SIZE": 2}
 CPU_THREADS = 64
+JOIN = 300  # seconds in which all processes must have come
+LATE = 15  # seconds after which one that waits for the others says so
 DEVICE_COUNT = r"host_platform_device_count="
 
 
@@ -43,14 +48,14 @@ def start(
     process = _number("JAX_PROCESS_ID") if process is None else process
   if coordinator is not None:
     _check(coordinator, n_processes, process)
-    jax.distributed.initialize(coordinator, n_processes, process)
+    _join(coordinator, n_processes, process)
   elif n_processes is not None or process is not None:
     raise ConfigError(
       f"coordinator=None: --processes={n_processes} and --process={process} need it; add --coordinator "
       "host:port, the same in all processes"
     )
   elif any(int(os.environ.get(k, 0)) >= least for k, least in LAUNCHERS.items()) or _on_tpu_pod():
-    jax.distributed.initialize()
+    _join()
 
 
 def start_stack(n_runs: int) -> None:
@@ -107,6 +112,34 @@ def wait_for_all(name: str) -> None:
     from jax.experimental import multihost_utils
 
     multihost_utils.sync_global_devices(name)
+
+
+def _join(*arguments) -> None:
+  """Joins the others; ends with a line where they do not come, before jax aborts the process."""
+  joined = threading.Event()
+
+  def wait():
+    if not joined.wait(LATE):
+      print(
+        f"waits for the other processes{at}, {JOIN - 10} s at most", file=sys.stderr, flush=True
+      )
+    if not joined.wait(JOIN - 10 - LATE):
+      rule = f"the processes have not found each other{at} in {JOIN - 10} s"
+      remedy = "start all of them, with one address of process 0 that every host reaches"
+      interrupts.leave(2, f"coordinator={arguments[0] if arguments else None}: {rule}; {remedy}")
+
+  at = " at {} ({} in all, this is {})".format(*arguments) if arguments else ""
+  threading.Thread(target=wait, daemon=True, name="join").start()
+  try:
+    jax.distributed.initialize(*arguments, initialization_timeout=JOIN)
+  except Exception as error:  # such as a port of process 0 that is taken
+    raise ConfigError(
+      f"coordinator={arguments[0] if arguments else None}: cannot be used ({first_line(error)}); choose "
+      "another address"
+    ) from None
+  finally:
+    joined.set()
+  peers.begin()
 
 
 def _on_tpu_pod() -> bool:

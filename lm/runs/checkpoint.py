@@ -10,6 +10,7 @@ import pathlib
 import shlex
 import shutil
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -30,10 +31,18 @@ from lm.runs.rundir import check_origin, checkpoint_steps, read_config, read_run
 
 def _is_news(record: logging.LogRecord) -> bool:
   """Not what Orbax raises where it is waited for, too, nor metadata that it misses in every checkpoint."""
-  missed = record.getMessage().startswith("Metadata file does not exist")
-  return "orbax" not in record.pathname or not (record.exc_info or missed)
+  if "orbax" not in record.pathname:
+    return True
+  message = record.getMessage()
+  if record.exc_info and record.exc_info[1] and "Commit operations" in message:
+    _not_written.append(record.exc_info[1])
+  return not (record.exc_info or message.startswith("Metadata file does not exist"))
 
 
+# What a background write has failed with. orbax raises it after it has met the other processes, which wait
+# for this write for ten minutes: of several processes the one that fails must know sooner.
+_not_written: list[BaseException] = []
+LOOK = 0.05  # seconds between two looks at it
 _HIDING: list = []  # hooks that _hide_closed_loops has made
 
 
@@ -73,7 +82,7 @@ class Checkpointer:
     self._ocp, self._origin = ocp, origin
     folder = self._folder = workdir.resolve() / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
-    self._kept, self._saving = _Kept(cfg.keep), None
+    self._kept, self._saving, self._let_go = _Kept(cfg.keep), None, False
     options = ocp.CheckpointManagerOptions(
       preservation_policy=self._kept,
       async_options=ocp.AsyncOptions(post_finalization_callback=self._write_checksums),
@@ -134,7 +143,7 @@ class Checkpointer:
     if extra:
       self._kept.extra.add(step)
     if step not in self._manager.all_steps():
-      self._manager.wait_until_finished()
+      self.wait()
       self._saving = step
       self._manager.save(step, args=self._ocp.args.StandardSave(state), force=True)
 
@@ -156,11 +165,22 @@ class Checkpointer:
 
   def wait(self) -> None:
     """Until everything is on disk."""
+    if self._let_go:
+      return
+    while not processes.is_alone() and self._manager.is_saving_in_progress():
+      if _not_written:
+        raise _not_written[0]
+      time.sleep(LOOK)
     self._manager.wait_until_finished()
+
+  def let_go(self) -> None:
+    """Does not wait any more for what is being written, and with which other processes are not to be met."""
+    self._let_go = True
 
   def close(self) -> None:
     self.wait()
-    self._manager.close()
+    if not self._let_go:
+      self._manager.close()
 
   def _write_checksums(self) -> None:
     """All files of the checkpoint being saved are there; its folder gets its name after this."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from lm.config.errors import ConfigError, first_line, number_of
 from lm.devices import processes
+from lm.runs import agreement
 from lm.runs.writer import RunWriter
 from lm.training.step import State
 
@@ -20,8 +21,10 @@ def restore_newest(runs: Sequence[RunWriter], shape: State) -> tuple[list[Any], 
     shape: ShapeDtypeStructs of one run's state.
 
   Raises:
-    ConfigError: there are checkpoints, and all of them are damaged; they stay where they are.
+    ConfigError: there are checkpoints, and all of them are damaged; they stay where they are. Or processes
+      see different ones.
   """
+  agreement.check_place(runs[0].workdir, runs[0].checkpoints.steps())
   steps = [set(run.checkpoints.steps()) for run in runs]
   shared = set.intersection(*steps)
   if not shared and any(steps) and processes.is_leader():

@@ -11,7 +11,7 @@ from lm.config.errors import ConfigError
 from lm.config.schema import Config
 from lm.objectives import teacher
 from lm.objectives.registry import objective_of
-from lm.runs import rundir
+from lm.runs import agreement, rundir
 from lm.runs.checkpoint import load_params, weights_hash
 from lm.runs.load import refuse_router_biases
 from lm.training.programs import Programs
@@ -53,6 +53,7 @@ def load(
     weights = jax.tree.map(np.asarray, weights)
     run = {"run": str(found.folder.resolve()), "id": rundir.read_run(found.folder).get("id")}
     about[name] = run | {"step": step, "weights": weights_hash(weights)}
+    agreement.check_weights(f"objective.{name}", about[name])
     for workdir in workdirs:
       before = rundir.read_run(workdir).get("teachers", {}).get(name, about[name])
       if before["weights"] != about[name]["weights"]:
