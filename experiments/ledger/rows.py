@@ -335,9 +335,8 @@ def _read(fs, path: str, name: str, curves: bool, tails: Tails | None) -> dict:
     raise _Damaged("config.json is missing")
   if section := _changed(config, run):
     raise _Damaged(f"{section} in config.json was changed since the run was trained")
-  if (
-    "parameters" not in run and status == "done"
-  ):  # imported or compacted: nothing was trained here
+  # Imported or compacted: nothing was trained here.
+  if "parameters" not in run and status == "done":
     return row | _config_columns(config) | row | {"started": run.get("started")}
   records = _jsonl(fs, f"{path}/metrics.jsonl", tails)
   perf = _jsonl(fs, f"{path}/perf.jsonl", tails)

@@ -6,7 +6,6 @@ keys changed from the command line; `from_json` reads back what a run saved.
 
 import dataclasses
 import functools
-import importlib
 import importlib.util
 import pathlib
 import sys

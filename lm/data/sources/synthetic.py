@@ -22,9 +22,8 @@ END_PROBABILITY = 1e-3  # of a document after each of its characters
 FIRST_CHARACTER = 33  # "!", the first printable one after the blank
 MAX_STATES = 94  # "!" to "~"
 MAX_EXPONENT = 100  # from about 10 on all follow from their first two states
-MOST_MADE = (
-  10_000_000  # documents of a source that is made up, not read: minutes of its one process
-)
+# Documents of a source that is made up, not read: minutes of its one process.
+MOST_MADE = 10_000_000
 LANES = 500  # documents drawn side by side
 
 
