@@ -223,6 +223,9 @@ def test_processes_agree_or_all_say_what_differs_and_where(monkeypatch):
 def test_who_waits_for_a_process_that_has_ended_is_told_how(monkeypatch):
   found = meet(monkeypatch, [{"a": 1}, None], [(1, '["host9", 2, "seed=x: must be a number"]')])
   assert found == {0: "PeerEnded process 1 of 2 (host9): seed=x: must be a number"}
+  told = [(1, '["host9", 2, ""]'), (2, '["host8", 2, "seed=x: must be a number"]')]  # 1 by 2
+  found = meet(monkeypatch, [{"a": 1}, None, None], told)
+  assert found == {0: "PeerEnded process 2 of 3 (host8): seed=x: must be a number"}
   found = meet(monkeypatch, [{"a": 1}, None], [(1, '["host9", 0, ""]')])
   assert found[0].startswith("ConfigError process=1: it (host9) has ended with nothing left to do")
 
