@@ -174,7 +174,9 @@ def test_blank_sides_are_left_out_and_counted(made, tmp_path):
 def test_what_makes_no_sense_is_refused_before_anything_is_read(changes, message):
   if message is None:
     cfg = load_config("configs/transformer.py", changes)
-    with pytest.raises(ConfigError, match="must say how many pairs; use reversed:4000"):
+    with pytest.raises(
+      ConfigError, match="must say how many pairs, 1 to 10000000; use reversed:4000"
+    ):
       next(pairs.read_pairs("reversed:x", cfg.data))
     return
   with pytest.raises(ConfigError, match=message):

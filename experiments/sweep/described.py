@@ -80,8 +80,8 @@ def options(spec: Mapping[str, typing.Any]) -> list[str]:
   words += [w for text in spec["grids"] for w in ("--grid", text)]
   words += [w for key, value in spec["fixed"].items() for w in ("--set", f"{key}={value}")]
   for key in ("random", "dirichlet"):
-    words += [f"--{key}", *spec[key]] if spec[key] else []
-  words += ["--seed", str(spec["seed"])] if spec["random"] or spec["dirichlet"] else []
+    words += [f"--{key}", *spec[key]] if spec.get(key) else []
+  words += ["--seed", str(spec["seed"])] if spec["random"] or spec.get("dirichlet") else []
   words += ["--halving", spec["halving"]] if spec["halving"] else []
   return words
 
